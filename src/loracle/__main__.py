@@ -1,0 +1,6 @@
+"""``python -m loracle``."""
+
+from loracle.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Factors: from one study to its cells. A cell is named by what is varied: ``nf4-r8-qkv``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from loracle.base.errors import SpecError
+from loracle.base.names import slug
+from loracle.spec.aliases import factor_path, open_section, put
+from loracle.spec.load import tuples, validate
+from loracle.spec.study import FOUR_BIT, Cell, Study
+
+_SHORT = {
+    "alpha": "a", "rank": "r", "dropout": "do", "samples": "n", "steps": "st", "epochs": "ep", "batch_size": "b",
+    "gradient_accumulation": "ga", "learning_rate": "lr", "block_size": "bs", "init_seed": "init", "order_seed": "order",
+    "max_length": "len", "weight_decay": "wd",
+}
+
+
+def cell_tree(study: Study) -> dict[str, Any]:
+    """The study's default cell as plain data, without what belongs to the study alone."""
+    dumped = study.model_dump()
+    return {key: dumped[key] for key in Cell.model_fields}
+
+
+def apply_factors(tree: dict[str, Any], values: Mapping[str, Any], where: str) -> Cell:
+    """The cell that ``tree`` becomes with each factor set; errors name ``where``."""
+    for name, value in values.items():
+        path = factor_path(name, where)
+        if path in ("base", "task"):
+            value = open_section(path, value)
+            section = tree[path] if path == "task" and not {"name", "data"} & set(value) else {}
+            value = {**section, **value}
+        if path == "train.steps":
+            put(tree, "train.epochs", None)
+        elif path == "train.epochs":
+            put(tree, "train.steps", None)
+        put(tree, path, value)
+    return normalised(validate(Cell, tuples(tree), where))
+
+
+def normalised(cell: Cell) -> Cell:
+    """A cell without a 4-bit module has no 4-bit settings, so equal cells compare equal."""
+    if cell.precision_names & FOUR_BIT:
+        return cell
+    update: dict[str, Any] = {"double_quant": None, "block_size": None}
+    return cell.model_copy(update=update)
+
+
+def expand(study: Study) -> list[tuple[dict[str, Any], Cell]]:
+    """All cells of a study as (factor values, cell), in the order written, each once."""
+    names = list(study.vary)
+    rows: list[tuple[dict[str, Any], str]] = [
+        (dict(zip(names, combination, strict=True)), "vary") for combination in itertools.product(*study.vary.values())
+    ]
+    rows += [(dict(extra), f"cells.{i}") for i, extra in enumerate(study.cells)]
+    out: dict[str, tuple[dict[str, Any], Cell]] = {}
+    for values, where in rows:
+        cell = apply_factors(cell_tree(study), values, where)
+        out.setdefault(cell.model_dump_json(), (values, cell))
+    if not out:
+        raise SpecError("the study has no cells", "vary")
+    return list(out.values())
+
+
+def precision_label(precision: str | Mapping[str, str]) -> str:
+    """``nf4``, or ``nf4+2bf16`` for a default with two patterns kept otherwise."""
+    if isinstance(precision, str):
+        return precision
+    others: dict[str, int] = {}
+    for pattern, name in precision.items():
+        if pattern != "default":
+            others[name] = others.get(name, 0) + 1
+    return precision["default"] + "".join(f"-{count}x{name}" for name, count in others.items())
+
+
+def targets_label(targets: str | tuple[str, ...] | list[str]) -> str:
+    """``qv`` for [q, v], ``c_attn`` for [c_attn], ``all-linear`` for itself."""
+    if isinstance(targets, str):
+        return slug(targets, 24)
+    single = all(len(t) == 1 for t in targets)
+    return slug(("" if single else "-").join(t.replace("_proj", "") for t in targets), 32)
+
+
+def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
+    """Readable name: precision, rank and targets always; other varied factors after them."""
+    parts = [precision_label(cell.precision), f"r{cell.adapter.rank}", targets_label(cell.adapter.targets)]
+    for name, value in values.items():
+        if name in ("precision", "rank", "targets"):
+            continue
+        if isinstance(value, Mapping):
+            value = value.get("name") or value.get("model") or value.get("data") or "custom"
+        text = str(value).rstrip("/").split("/")[-1]
+        parts.append(slug(f"{_SHORT.get(name, name if isinstance(value, bool) else '')}{text}", 24))
+    return "-".join(parts)

@@ -1,0 +1,189 @@
+"""From a study file to a validated ``Study``: YAML, ``--set`` overrides, aliases, types; errors name the dotted path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from loracle.base.errors import SpecError
+from loracle.base.names import nearest, suggest
+from loracle.spec.aliases import FACTORS, canonical, factor_path, put, translate
+from loracle.spec.study import PRECISIONS, QUESTIONS, Adapter, Base, Diagnose, Question, Run, Study, Task, Train
+from loracle.spec.yaml import read_yaml, read_yaml_file
+
+SECTION_MODELS: dict[str, type[BaseModel]] = {
+    "base": Base, "task": Task, "adapter": Adapter, "train": Train, "run": Run, "diagnose": Diagnose, "questions": Question,
+}
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read, override (``a.b=value``, YAML values) and validate a study file. Local paths become absolute."""
+    raw = read_yaml_file(path)
+    if not isinstance(raw, dict):
+        raise SpecError("a study is a mapping of keys to values", str(path))
+    return parse_study(raw, overrides, folder=path.resolve().parent)
+
+
+def parse_study(raw: dict[str, Any], overrides: Sequence[str] = (), folder: Path | None = None) -> Study:
+    """Validate a study given as plain data."""
+    tree = canonical(raw)
+    for item in overrides:
+        path, sep, text = item.partition("=")
+        if not sep or not path:
+            raise SpecError(f"'{item}' is not KEY=VALUE", "--set")
+        override(tree, path.strip(), read_yaml(text, f"--set {path}"))
+    tree = canonical(tree)
+    tree["questions"] = [{"name": q} if isinstance(q, str) else q for q in _list(tree.get("questions"), "questions")] or None
+    if tree["questions"] is None:
+        del tree["questions"]
+    tree["vary"] = {name: _vary_values(name, values) for name, values in _mapping(tree.get("vary"), "vary").items()}
+    study = validate(Study, tuples(tree))
+    return local_paths(study, folder) if folder is not None else study
+
+
+def override(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Apply one ``--set``: a dotted path, a factor or an alias. Setting a varied factor replaces its values."""
+    if path.startswith(("vary.", "run.", "diagnose.")) or path in ("name", "seeds", "questions", "cells", "vary"):
+        put(tree, path, value)
+        return
+    dotted = FACTORS.get(path, path) if "." not in path else path
+    vary = tree.get("vary")
+    if isinstance(vary, dict):
+        for name in list(vary):
+            if factor_path(name, "vary") == dotted:
+                tree["vary"] = {k: v for k, v in vary.items() if k != name}
+    put(tree, dotted, value)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise SpecError("needs a list", where)
+    return list(value)
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SpecError("needs {factor: [values]}", where)
+    return value
+
+
+def _vary_values(name: str, values: Any) -> list[Any]:
+    path = factor_path(name, "vary")
+    values = _list(values, f"vary.{name}")
+    if not values:
+        raise SpecError("needs at least one value", f"vary.{name}")
+    return [translate(path, v) for v in values]
+
+
+def tuples(value: Any) -> Any:
+    """Lists as tuples, so that strict frozen models take them."""
+    if isinstance(value, dict):
+        return {k: tuples(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(tuples(v) for v in value)
+    return value
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], tree: dict[str, Any], prefix: str = "") -> M:
+    """``model.model_validate`` with one clear line in place of pydantic's list."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise SpecError(*explain(error, model, prefix)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> tuple[str, str]:
+    """(message, dotted path) of the most telling of pydantic's errors."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = problems[0]
+    location = [str(part) for part in first["loc"] if not _is_tag(part)]
+    where = ".".join([prefix, *location] if prefix else location)
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(location, model), where
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    if location and location[-1] == "precision" or "precision" in location:
+        return f"{given!r} is not a precision, {suggest(str(given), PRECISIONS)}", where
+    if location[:1] == ["questions"] and first["type"] == "literal_error":
+        return f"{given!r} is not a question, {suggest(str(given), QUESTIONS)}", where
+    if first["type"] == "literal_error":
+        expected = str(first.get("ctx", {}).get("expected", ""))
+        words = [w.strip().strip("'") for w in expected.replace(" or ", ", ").split(",")]
+        return f"{given!r} is not allowed, {suggest(str(given), words)}", where
+    inner, sep, rest = message.partition(": ")
+    if first["type"] == "value_error" and sep and inner.isidentifier():
+        return rest, f"{where}.{inner}" if where else inner
+    if given is not None and not isinstance(given, dict) and first["type"] != "value_error":
+        message = f"{message} (got {given!r})"
+    return message[0].lower() + message[1:], where
+
+
+def _is_tag(part: Any) -> bool:
+    """Pydantic adds the union branch's name to the location: not a key of the file."""
+    return isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "constrained-int", "constrained-float"})
+
+
+def _unknown_key(location: list[str], model: type[BaseModel]) -> str:
+    key = location[-1]
+    owner = SECTION_MODELS.get(location[0], model) if len(location) > 1 else model
+    known = list(owner.model_fields)
+    if nearest(key, known):
+        return f"unknown key, {suggest(key, known)}"
+    for section, other in SECTION_MODELS.items():
+        if key in other.model_fields and section != "questions":
+            return f"unknown key here; it belongs at {section}.{key}"
+    for factor in (nearest(key, FACTORS),):
+        if factor:
+            return f"unknown key, did you mean '{FACTORS[factor]}'?"
+    return f"unknown key, {suggest(key, known)}"
+
+
+def local_paths(study: Study, folder: Path) -> Study:
+    """Paths in the file are relative to the file, or else to the current folder; hub ids and names stay."""
+    return study.model_copy(
+        update={
+            "base": study.base.model_copy(update={"model": resolve(study.base.model, folder)}),
+            "task": _task_paths(study.task, folder),
+            "vary": {k: tuple(_factor_paths(k, v, folder) for v in values) for k, values in study.vary.items()},
+            "cells": tuple({k: _factor_paths(k, v, folder) for k, v in cell.items()} for cell in study.cells),
+        }
+    )
+
+
+def _task_paths(task: Task, folder: Path) -> Task:
+    return task.model_copy(update={k: resolve(v, folder) for k in ("data", "eval") if (v := getattr(task, k))})
+
+
+def _factor_paths(name: str, value: Any, folder: Path) -> Any:
+    path = factor_path(name, "vary")
+    if path == "base.model" or (path == "base" and isinstance(value, str)):
+        return resolve(value, folder)
+    if path in ("base", "task") and isinstance(value, dict):
+        return {k: resolve(v, folder) if k in ("model", "data", "eval") and isinstance(v, str) else v for k, v in value.items()}
+    return value
+
+
+def resolve(text: str, folder: Path) -> str:
+    """An absolute path where ``text`` is one that exists beside the study file or below the current folder."""
+    given = Path(text).expanduser()
+    for candidate in (folder / given, Path.cwd() / given):
+        if candidate.exists():
+            return str(candidate.resolve())
+    return text
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON Schema of the study file, for editors."""
+    schema = Study.model_json_schema()
+    schema["title"] = "loracle study"
+    return schema

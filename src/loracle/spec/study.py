@@ -1,0 +1,237 @@
+"""What a study file may say. Field names are the field's own; aliases of PEFT and Transformers are in ``aliases.py``.
+
+Not covered here: reading YAML (``load.py``), expanding factors into cells (``factors.py``), and what needs a model
+or data to be checked (the ``inspect`` job).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from loracle.base.names import is_safe
+
+Precision = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
+PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8")
+FOUR_BIT = frozenset({"nf4", "fp4"})
+UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
+QUESTIONS = ("degradation", "rank_threshold", "similarity", "memory", "speed")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Spec(BaseModel):
+    """Base of all: frozen, strict types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Base(Spec):
+    """The pretrained model: a hub id, a folder, or the name of a base built into the package."""
+
+    model: str = Field("gpt2-demo", description="hub id, folder in Hugging Face format, or 'gpt2-demo' (built in)")
+    revision: str | None = Field(None, description="hub branch, tag or commit; pinned in the record")
+
+
+class Task(Spec):
+    """Data and how it becomes scored tokens. ``name`` is a task of the library; without it ``data`` is needed."""
+
+    name: str | None = Field(None, description="a task of the library (loracle new --tasks lists them)")
+    data: str | None = Field(None, description="a .json, .jsonl, .csv, .tsv or .parquet file, or a hub data set")
+    eval: str | None = Field(None, description="a file of its own for evaluation; else eval_fraction of data")
+    subset: str | None = Field(None, description="the hub data set's configuration")
+    split: str = Field("train", description="the hub data set's split to train on")
+    eval_split: str | None = Field(None, description="the hub data set's split to evaluate on")
+    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text", "text_label"] | None = Field(
+        None, description="how a row reads; guessed from the columns when absent"
+    )
+    columns: dict[str, str] = Field(default_factory=dict, description="{what loracle calls it: what the file calls it}")
+    labels: tuple[str, ...] | None = Field(None, description="text_label: the labels, else those seen in training rows")
+    template: str | None = Field(None, description="prompt template with {column} fields, else the format's own")
+    chat_template: Literal["auto", "tokenizer", "plain"] = Field(
+        "auto", description="auto: the tokenizer's own where it has one, else plain 'User: … Assistant:'"
+    )
+    system: str | None = Field(None, description="a system message put before every conversation")
+    samples: PositiveInt | None = Field(None, description="rows drawn (seeded) before the split; all when absent")
+    eval_samples: PositiveInt | None = Field(None, description="at most this many evaluation rows")
+    eval_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+    max_length: int = Field(512, ge=8, description="tokens; longer rows are cut and counted")
+    split_seed: int = Field(0, ge=0, description="the task's own seed for drawing and splitting rows")
+    generate: bool = Field(True, description="greedy generation on evaluation prompts (not for format text)")
+    generate_samples: PositiveInt | None = Field(32, description="evaluation prompts to generate for; null = all")
+    max_new_tokens: int = Field(32, ge=1, le=4096)
+    version: PositiveInt = 1
+    source: str | None = None
+    licence: str | None = None
+    description: str | None = None
+
+    @model_validator(mode="after")
+    def _has_data(self) -> Task:
+        if self.name is None and self.data is None:
+            raise ValueError("name a task of the library (task: {name: …}) or give data: PATH")
+        return self
+
+
+class Adapter(Spec):
+    """What is trained. ``alpha`` is a number, or a multiple of the rank such as '2r', which keeps the scale alpha/r."""
+
+    method: Literal["lora"] = "lora"
+    rank: PositiveInt = 8
+    alpha: Annotated[float, Field(gt=0)] | str = 16.0
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: tuple[str, ...] | str = Field(
+        "all-linear",
+        description="logical names (q, k, v, o, up, gate, down), raw module names as PEFT takes them, or all-linear",
+    )
+    dtype: Dtype = Field("auto", description="dtype of the adapter's parameters; auto: float32")
+
+    @model_validator(mode="after")
+    def _check(self) -> Adapter:
+        if isinstance(self.alpha, str) and not re.fullmatch(r"\d*\.?\d*r", self.alpha):
+            raise ValueError(f"alpha: '{self.alpha}' is neither a number nor a multiple of the rank such as '2r'")
+        if not self.targets:
+            raise ValueError("targets: name at least one module")
+        return self
+
+    @property
+    def alpha_value(self) -> float:
+        """alpha as a number."""
+        if isinstance(self.alpha, str):
+            return float(self.alpha[:-1] or 1) * self.rank
+        return float(self.alpha)
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, the factor of B·A (LoRA, Hu et al. 2021, section 4.1)."""
+        return self.alpha_value / self.rank
+
+
+class Train(Spec):
+    """The optimisation. ``steps`` are optimizer steps; give ``steps`` or ``epochs``, not both."""
+
+    steps: PositiveInt | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    batch_size: PositiveInt = 8
+    gradient_accumulation: PositiveInt = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    weight_decay: float = Field(0.0, ge=0.0)
+    beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(0.999, ge=0.0, lt=1.0)
+    epsilon: float = Field(1e-8, gt=0.0)
+    max_grad_norm: float | None = Field(1.0, gt=0.0, description="clip each run's own gradient norm; null: no clipping")
+    optimizer: Literal["adamw", "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit"] = "adamw"
+    gradient_checkpointing: bool = False
+    base_dropout: bool = Field(False, description="keep the base model's own dropout during training")
+    eval_every: PositiveInt | None = Field(None, description="evaluate every so many steps; null: at the end only")
+    best_checkpoint: bool = Field(False, description="keep the adapter with the lowest evaluation loss seen")
+    init_seed: int | None = Field(None, ge=0, description="seed of the adapter's initial weights; null: the run's seed")
+    order_seed: int | None = Field(None, ge=0, description="seed of data order and dropout; null: the run's seed")
+
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        if self.warmup_steps is not None and self.warmup_ratio:
+            raise ValueError("give warmup_steps or warmup_ratio, not both")
+        if self.best_checkpoint and self.eval_every is None:
+            raise ValueError("best_checkpoint needs eval_every, the steps at which the evaluation loss is taken")
+        return self
+
+
+class Question(Spec):
+    """A question put to the study; its margin and standing."""
+
+    name: Literal["degradation", "rank_threshold", "similarity", "memory", "speed"]
+    margin: Annotated[float, Field(gt=0)] | None = None
+    primary: bool = False
+    compare: Literal["factor", "recipe"] = "factor"
+
+
+class Run(Spec):
+    """How the study is executed on this machine. Nothing here changes a result beyond rounding."""
+
+    workers: PositiveInt | Literal["auto"] = Field("auto", description="worker processes at a time")
+    threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads of each worker")
+    cohort: PositiveInt | Literal["auto"] = Field("auto", description="runs trained together; auto: measured")
+    retries: Annotated[int, Field(ge=0)] = 2
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    reload_items: PositiveInt | None = Field(None, description="items of the reload check; null: all of eval.parquet")
+
+
+class Cell(Spec):
+    """One combination of factors, fully resolved: everything that defines a run but its seed."""
+
+    base: Base = Base()
+    task: Task
+    precision: Precision | dict[str, Precision] = Field(
+        "bf16", description="fp32, bf16, fp16, nf4, fp4, int8; or {default: nf4, 'h.1.attn.c_proj': bf16}"
+    )
+    double_quant: bool | None = Field(True, description="quantize the 4-bit constants too")
+    block_size: int | None = Field(64, description="weights that share a 4-bit constant")
+    compute_dtype: Dtype = Field("auto", description="auto: what the machine does well")
+    storage: Literal["auto", "quantized", "dequantized"] = Field(
+        "auto", description="how quantized weights lie while training: same numbers, other bytes"
+    )
+    adapter: Adapter = Adapter()
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _check(self) -> Cell:
+        if isinstance(self.precision, dict) and "default" not in self.precision:
+            raise ValueError("precision: a block of patterns needs a default, e.g. {default: nf4, 'h.1.attn.c_proj': bf16}")
+        if self.block_size is not None and self.block_size not in BLOCK_SIZES:
+            raise ValueError(f"block_size: {self.block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
+        if self.storage == "dequantized" and "int8" in self.precision_names:
+            raise ValueError("storage: int8 also quantizes activations, so it has quantized storage only")
+        return self
+
+    @property
+    def precision_names(self) -> frozenset[str]:
+        """All precisions that some module of this cell may have."""
+        return frozenset(self.precision.values()) if isinstance(self.precision, dict) else frozenset({self.precision})
+
+    @property
+    def default_precision(self) -> str:
+        """The precision of linear layers that no pattern names."""
+        return self.precision["default"] if isinstance(self.precision, dict) else self.precision
+
+
+class Diagnose(Spec):
+    """What is measured on trained adapters."""
+
+    null_runs: Annotated[int, Field(ge=0)] = Field(
+        1, description="extra 16-bit runs for each reference cell: same init_seed, another order_seed"
+    )
+
+
+class Study(Cell):
+    """One study file: a default cell, the factors to vary, seeds, questions."""
+
+    name: str
+    vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="{factor: [values]}; all combinations")
+    cells: tuple[dict[str, Any], ...] = Field((), description="further cells, each {factor: value}")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (42, 43, 44, 45, 46)
+    questions: tuple[Question, ...] = (
+        Question(name="degradation", primary=True),
+        Question(name="rank_threshold"),
+        Question(name="similarity"),
+    )
+    run: Run = Run()
+    diagnose: Diagnose = Diagnose()
+
+    @model_validator(mode="after")
+    def _names(self) -> Study:
+        if not is_safe(self.name):
+            raise ValueError(f"name: '{self.name}' may hold a-z, 0-9, '.', '_' and '-', and starts with a letter or digit")
+        if not self.seeds:
+            raise ValueError("seeds: give at least one")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: each may stand once")
+        return self

@@ -1,0 +1,1 @@
+"""The study folder: names, atomic writes, claims, records, identity, provenance. Never loads torch."""
