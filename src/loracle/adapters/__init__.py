@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""Cohort LoRA: many adapters over one frozen base; targets; PEFT files in and out."""

@@ -1,0 +1,72 @@
+"""Batches of a cohort: ``K`` members' rows side by side, and where their losses are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+
+class Row(Protocol):
+    """A tokenized row: ids and unshifted labels (−100 = not scored), equally long."""
+
+    @property
+    def input_ids(self) -> Sequence[int]: ...
+    @property
+    def labels(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class CohortBatch:
+    """``input_ids [K·b, T]``, right-padded. Scored positions of each member, padded to the longest member's count N:
+    ``positions [K, N]`` (index into the flattened ``[K·b·T]`` of the position *before* a scored token), ``targets [K, N]``
+    (that token), ``valid [K, N]`` (1 or 0), ``row [K, N]`` (row within the member's b). ``tokens [K]`` counts scored tokens."""
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    valid: torch.Tensor
+    row: torch.Tensor
+    tokens: torch.Tensor
+
+    def to(self, device: torch.device) -> CohortBatch:
+        """The same batch on a device."""
+        if device.type == "cpu":
+            return self
+        parts = (self.input_ids, self.positions, self.targets, self.valid, self.row, self.tokens)
+        return CohortBatch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+
+
+def scored_positions(labels: Sequence[int]) -> np.ndarray:
+    """Positions ``t`` whose next token ``t + 1`` is scored."""
+    return np.flatnonzero(np.asarray(labels[1:]) != -100)
+
+
+def make_batch(members: Sequence[Sequence[Row]], pad_id: int, multiple: int = 1) -> CohortBatch:
+    """A batch from each member's rows (all members the same number b); T is padded up to ``multiple``."""
+    rows_each = len(members[0])
+    length = max(len(row.input_ids) for rows in members for row in rows)
+    length = -(-length // multiple) * multiple
+    ids = np.full((len(members) * rows_each, length), pad_id, dtype=np.int64)
+    places: list[list[np.ndarray]] = []
+    for k, rows in enumerate(members):
+        here = [np.empty((3, 0), dtype=np.int64)]
+        for b, row in enumerate(rows):
+            flat = k * rows_each + b
+            ids[flat, : len(row.input_ids)] = row.input_ids
+            at = scored_positions(row.labels)
+            here.append(np.stack([flat * length + at, np.asarray(row.labels, dtype=np.int64)[at + 1], np.full_like(at, b)]))
+        places.append(here)
+    joined = [np.concatenate(here, axis=1) for here in places]
+    count = max(1, max(part.shape[1] for part in joined))
+    packed = np.zeros((4, len(members), count), dtype=np.int64)
+    for k, part in enumerate(joined):
+        n = part.shape[1]
+        packed[0, k] = k * rows_each * length  # padding points at the member's own first position
+        packed[:3, k, :n] = part
+        packed[3, k, :n] = 1
+    positions, targets, row_of, valid = (torch.from_numpy(p) for p in packed)
+    return CohortBatch(torch.from_numpy(ids), positions, targets, valid.float(), row_of, valid.sum(1))

@@ -1,0 +1,169 @@
+"""Cohort LoRA: K adapters over one frozen linear layer, in one pass (Hu et al. 2021, ΔW = α/r · B·A, for each member).
+
+The batch is ``[K·b, T, d]``, members in order; the base layer runs once over all of it, the adapters by batched products on
+``[K, b·T, d]``. Smaller ranks are zero-padded to the cohort's largest: both gradients of the padding are zero, so it stays
+zero. A member that does not target a site has scale 0 and no parameters there. A cohort of one is plain LoRA.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from loracle.adapters.dropout import keep_mask, layer_key, step_keys
+from loracle.adapters.flat import FlatParameters
+from loracle.adapters.targets import Site
+from loracle.models.precision import set_submodule
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run's adapter. ``init_seed`` seeds A, ``dropout_seed`` its dropout; ``sites`` are where it has parameters."""
+
+    name: str
+    sites: tuple[Site, ...]
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    init_seed: int = 0
+    dropout_seed: int = 0
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    @property
+    def trainable_params(self) -> int:
+        """Trainable parameters of this member alone."""
+        return sum(site.params(self.rank) for site in self.sites)
+
+
+class CohortState:
+    """What all layers of a cohort share: who is in it, which step it is, whether dropout is on."""
+
+    def __init__(self, members: Sequence[Member], device: torch.device) -> None:
+        self.size = len(members)
+        self.training = False
+        self.bypass = False  # the base answers alone
+        self.step = torch.zeros((), dtype=torch.int32, device=device)
+        self.first_row = 0
+        self.seeds = torch.tensor([m.dropout_seed % (1 << 31) for m in members], dtype=torch.int32, device=device)
+        self.dropout = torch.tensor([m.dropout for m in members], dtype=torch.float32, device=device)
+        self.has_dropout = any(m.dropout > 0 for m in members)
+
+
+class CohortLoRA(nn.Module):
+    """A frozen linear layer of any kind with the adapters of all members that target it, one slot for each site."""
+
+    def __init__(self, base: nn.Module, name: str, state: CohortState, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+        self.state = state
+        self.dtype = dtype
+        self.sites: list[Site] = []
+        self.A = nn.ParameterList()  # each [K, r_max, d_in]
+        self.B = nn.ParameterList()  # each [K, width, r_max]
+        self.scales: list[torch.Tensor] = []  # each [K, 1, 1]
+        self.key = layer_key(name)
+
+    def add(self, site: Site, a: nn.Parameter, b: nn.Parameter, scale: torch.Tensor) -> None:
+        """One more slot."""
+        self.sites.append(site)
+        self.A.append(a)
+        self.B.append(b)
+        self.scales.append(scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x: [K·b, T, d_in]`` → ``[K·b, T, d_out]``."""
+        y: torch.Tensor = self.base(x)
+        if self.state.bypass:
+            return y
+        members = self.state.size
+        rows = x.reshape(members, -1, x.shape[-1]).to(self.dtype)
+        if self.state.training and self.state.has_dropout:
+            rows = rows * self._mask(x).to(rows.dtype)
+        if len(self.sites) == 1 and self.sites[0].width == self.sites[0].d_out:
+            hidden = torch.bmm(rows, self.A[0].transpose(1, 2)) * self.scales[0]
+            out = torch.baddbmm(y.reshape(members, -1, y.shape[-1]).to(self.dtype), hidden, self.B[0].transpose(1, 2))
+            return out.view(y.shape).to(y.dtype)
+        return (y.to(self.dtype) + self._delta(rows).view(y.shape)).to(y.dtype)
+
+    def _delta(self, rows: torch.Tensor) -> torch.Tensor:
+        """Sum over slots, each on its rows of the output: ``[K, b·T, d_out]``."""
+        d_out = self.sites[0].d_out
+        total: torch.Tensor | None = None
+        for site, a, b, scale in zip(self.sites, self.A, self.B, self.scales, strict=True):
+            part = torch.bmm(torch.bmm(rows, a.transpose(1, 2)) * scale, b.transpose(1, 2))
+            part = nn.functional.pad(part, (site.start, d_out - site.stop))
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def _mask(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.state
+        keys = step_keys(state.seeds, state.step, self.key)
+        return keep_mask(keys, state.dropout, x.shape[0] // state.size, x.shape[1], x.shape[2], state.first_row)
+
+
+class Cohort:
+    """The adapters of all members, attached to a model: layers, flat parameters, shared state."""
+
+    def __init__(self, members: Sequence[Member], layers: dict[str, CohortLoRA], flat: FlatParameters, state: CohortState) -> None:
+        self.members = list(members)
+        self.layers = layers
+        self.flat = flat
+        self.state = state
+
+    def adapter(self, index: int) -> dict[Site, tuple[torch.Tensor, torch.Tensor]]:
+        """Member ``index``'s own (A ``[r, d_in]``, B ``[width, r]``) for each of its sites, without padding."""
+        member = self.members[index]
+        own = set(member.sites)
+        out: dict[Site, tuple[torch.Tensor, torch.Tensor]] = {}
+        for layer in self.layers.values():
+            for site, a, b in zip(layer.sites, layer.A, layer.B, strict=True):
+                if site in own:
+                    out[site] = (a[index, : member.rank].detach(), b[index, :, : member.rank].detach())
+        return out
+
+
+def initial_a(seed: int, site: Site, rank: int) -> torch.Tensor:
+    """PEFT's initial A, ``[rank, d_in]`` float32: uniform in ±1/√d_in (kaiming_uniform with a = √5), seeded by run and site."""
+    source = hashlib.sha256(f"{seed}:{site.key}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(source[:8], "little") >> 1)
+    bound = 1.0 / math.sqrt(site.d_in)
+    return torch.rand(rank, site.d_in, generator=generator).mul_(2 * bound).sub_(bound)
+
+
+def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, device: torch.device) -> Cohort:
+    """Wrap every linear layer that some member targets, in place. A from each member's seed, B zero."""
+    state = CohortState(members, device)
+    slots = sorted({site for member in members for site in member.sites})
+    ranks = {site: max(m.rank for m in members if site in m.sites) for site in slots}
+    flat = FlatParameters(len(members), [((r, s.d_in), (s.width, r)) for s, r in ranks.items()], dtype, device)
+    layers: dict[str, CohortLoRA] = {}
+    with torch.no_grad():
+        for site, (a, b) in zip(slots, flat.pairs, strict=True):
+            layer = layers.get(site.module)
+            if layer is None:
+                layer = layers[site.module] = CohortLoRA(model.get_submodule(site.module), site.module, state, dtype)
+                set_submodule(model, site.module, layer)
+            scale = torch.zeros(len(members), 1, 1, dtype=dtype, device=device)
+            for k, member in enumerate(members):
+                if site in member.sites:
+                    a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)
+                    scale[k] = member.scale
+            layer.add(site, a, b, scale)
+    return Cohort(members, layers, flat, state)
+
+
+def detach(model: nn.Module, cohort: Cohort) -> None:
+    """Take the adapters off again: the model is as before ``attach``."""
+    for name, layer in cohort.layers.items():
+        set_submodule(model, name, layer.base)

@@ -1,0 +1,45 @@
+"""All adapter parameters of a cohort in one buffer ``[K, P]``, and their gradients in another.
+
+Each A and B is a parameter whose storage is a view into its member's row, so autograd accumulates straight into the flat
+gradient and the optimizer is a dozen elementwise operations, however many layers and members there are.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+Shape = tuple[int, int]
+
+# The views of several members are strided on purpose; autograd adds into them in place all the same.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
+
+class FlatParameters:
+    """``data`` and ``grad``: ``[K, P]``; ``pairs``: the (A ``[K, r, d_in]``, B ``[K, width, r]``) views of each slot."""
+
+    def __init__(self, members: int, shapes: Sequence[tuple[Shape, Shape]], dtype: torch.dtype, device: torch.device) -> None:
+        size = sum(math.prod(a) + math.prod(b) for a, b in shapes)
+        self.data = torch.zeros(members, size, dtype=dtype, device=device)
+        self.grad = torch.zeros_like(self.data)
+        self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        offset = 0
+        for a_shape, b_shape in shapes:
+            a, offset = self._view(offset, a_shape)
+            b, offset = self._view(offset, b_shape)
+            self.pairs.append((a, b))
+
+    def _view(self, offset: int, shape: Shape) -> tuple[nn.Parameter, int]:
+        size = math.prod(shape)
+        end = offset + size
+        parameter = nn.Parameter(self.data[:, offset:end].unflatten(1, shape))
+        parameter.grad = self.grad[:, offset:end].unflatten(1, shape)
+        return parameter, end
+
+    def zero_grad(self) -> None:
+        """Gradients to zero, in place: the views stay."""
+        self.grad.zero_()

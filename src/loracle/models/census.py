@@ -1,0 +1,83 @@
+"""The effective-bits census: bits per parameter counted on the bytes that are really there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from loracle.base.errors import ModelError
+from loracle.models.precision import DequantizedLinear
+from loracle.spec.study import FOUR_BIT, UNQUANTIZED
+
+# What a label promises, in bits per weight, with room for constants (block 32 without double quantization: 4 + 32/32).
+_PROMISED = {"nf4": (4.0, 5.01), "fp4": (4.0, 5.01), "int8": (8.0, 9.0)}
+
+
+def packed_of(module: nn.Module) -> nn.Module:
+    """The quantized module behind a dequantized one; any other module itself."""
+    return module.packed if isinstance(module, DequantizedLinear) else module
+
+
+def weight_bytes(module: nn.Module) -> tuple[int, int]:
+    """(bytes of the packed weight, bytes of its quantization constants)."""
+    weight: Any = packed_of(module).weight
+    constants = 0
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        constants = sum(_nbytes(part) for part in (state.absmax, getattr(state, "offset", None)) if part is not None)
+        if state.nested:
+            constants += _nbytes(state.state2.absmax)
+    elif weight.dtype == torch.int8:
+        constants = _nbytes(weight.SCB) if getattr(weight, "SCB", None) is not None else 0
+    return _nbytes(weight), constants
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def census(model: nn.Module, assignment: Mapping[str, str]) -> dict[str, Any]:
+    """Count the linear layers' bytes; a label that the bytes do not bear out is a ``ModelError``.
+
+    Returns ``effective_bits`` (over quantized layers, or None), ``linear_bits`` (over all linear layers),
+    ``dtypes`` (packed dtype → weights) and ``quantized_share``.
+    """
+    bits = params = quantized_bits = quantized = 0
+    dtypes: dict[str, int] = {}
+    for name, precision in assignment.items():
+        module = model.get_submodule(name)
+        weight, constants = weight_bytes(module)
+        count = _parameters(module)
+        here = 8 * (weight + constants)
+        bits, params = bits + here, params + count
+        kind = str(getattr(packed_of(module), "weight").dtype).removeprefix("torch.")
+        dtypes[kind] = dtypes.get(kind, 0) + count
+        if precision in _PROMISED:
+            low, high = _PROMISED[precision]
+            if not low <= here / count <= high:
+                raise ModelError(f"{name} is labelled {precision} but takes {here / count:.2f} bits per weight")
+            quantized_bits, quantized = quantized_bits + here, quantized + count
+        elif precision in UNQUANTIZED and kind in ("uint8", "int8"):
+            raise ModelError(f"{name} is labelled {precision} but is stored as {kind}")
+    return {
+        "effective_bits": quantized_bits / quantized if quantized else None,
+        "linear_bits": bits / params,
+        "quantized_share": quantized / params,
+        "dtypes": dtypes,
+    }
+
+
+def _parameters(module: nn.Module) -> int:
+    return int(module.in_features * module.out_features) if isinstance(module, nn.Linear) else int(module.weight.numel())
+
+
+def predicted_bits(precision: str, double_quant: bool | None, block_size: int | None) -> float:
+    """Bits per weight that a codec promises. 4-bit: 4 + 32/block, or 4 + 8/block + 32/(256·block) with double quantization
+    (QLoRA, Dettmers et al. 2023, section 3); int8: 8 (its row constants depend on the shape, see ``predicted_constants``)."""
+    if precision in FOUR_BIT:
+        block = block_size or 64
+        return 4 + (8 / block + 32 / (256 * block) if double_quant else 32 / block)
+    return {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "int8": 8.0}[precision]

@@ -1,0 +1,88 @@
+"""The map of a model's linear layers: raw names, layer numbers, and logical names (q, k, v, o, up, gate, down).
+
+Logical names are known for GPT-2 (fused ``c_attn``) and for the Llama family (Llama, TinyLlama, Mistral, Qwen2, Qwen3);
+any other architecture works by raw names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+LOGICAL = ("q", "k", "v", "o", "up", "gate", "down")
+_LLAMA = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "up_proj": "up", "gate_proj": "gate", "down_proj": "down"}
+_GPT2 = {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"}
+FAMILIES: dict[str, dict[str, str]] = {
+    "gpt2": _GPT2,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One frozen linear layer. ``slices`` maps each logical name in it to its rows ``[start, stop)`` of the output."""
+
+    name: str
+    layer: int | None
+    kind: str
+    d_in: int
+    d_out: int
+    slices: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def params(self) -> int:
+        """Weight elements, without bias."""
+        return self.d_in * self.d_out
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(d_in, d_out) of a linear of any kind, or None for another module."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    if isinstance(module, nn.Linear):  # bitsandbytes' linears are subclasses
+        return int(module.in_features), int(module.out_features)
+    return None
+
+
+def layer_number(name: str) -> int | None:
+    """The first number in a dotted name: the layer."""
+    match = re.search(r"\.(\d+)\.", name)
+    return int(match.group(1)) if match else None
+
+
+def linear_map(model: nn.Module, model_type: str) -> list[Linear]:
+    """All linear layers of the backbone, in order; heads (output embeddings, classification) are left out.
+
+    ``model`` may lie on the meta device: only shapes are read.
+    """
+    family = FAMILIES.get(model_type, {})
+    heads = _heads(model)
+    found: list[Linear] = []
+    for name, module in model.named_modules():
+        shape = linear_shape(module)
+        if shape is None or id(module) in heads:
+            continue
+        logical = next((kind for suffix, kind in family.items() if name.endswith("." + suffix)), None)
+        kind = logical or name.rpartition(".")[2]
+        found.append(Linear(name, layer_number(name), kind, *shape, slices=_slices(logical, shape[1])))
+    return found
+
+
+def _heads(model: nn.Module) -> set[int]:
+    get_head: Any = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head else None
+    named = (getattr(model, attribute, None) for attribute in ("score", "classifier", "lm_head"))
+    return {id(module) for module in (head, *named) if module is not None}
+
+
+def _slices(logical: str | None, d_out: int) -> dict[str, tuple[int, int]]:
+    if logical is None:
+        return {}
+    if logical == "qkv":
+        third = d_out // 3
+        return {"q": (0, third), "k": (third, 2 * third), "v": (2 * third, d_out)}
+    return {logical: (0, d_out)}

@@ -1,0 +1,149 @@
+"""Precision: which codec each linear layer has, and the linear module that bears it.
+
+Codecs: fp32, bf16, fp16 (the whole model rounded, computed in the compute dtype; a layer that a pattern keeps unquantized in a
+quantized model stays in the compute dtype, as Transformers' skip list leaves it), nf4 and fp4 (bitsandbytes, QLoRA, Dettmers et al. 2023,
+sections 3 and 4), int8 (bitsandbytes, LLM.int8(), Dettmers et al. 2022). Storage is how the bytes of a 4-bit weight lie while training:
+``quantized`` (bitsandbytes' own module) or ``dequantized`` (the dense weight it stands for: the same numbers, bit for bit on a CPU).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from loracle.base.errors import ModelError, SpecError
+from loracle.models.linears import Linear, linear_shape
+from loracle.spec.study import FOUR_BIT, UNQUANTIZED
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROUND_TO = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a glob fits the end of a dotted module name: ``attn.c_proj`` or ``h.1.*`` fit ``transformer.h.1.attn.c_proj``."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, "*." + pattern)
+
+
+def assign(precision: str | Mapping[str, str], linears: Sequence[Linear]) -> dict[str, str]:
+    """Linear layer name → its precision. Later patterns win; one that fits nothing is an error."""
+    if isinstance(precision, str):
+        return {linear.name: precision for linear in linears}
+    out = {linear.name: precision["default"] for linear in linears}
+    for pattern, name in precision.items():
+        if pattern == "default":
+            continue
+        fitting = [linear.name for linear in linears if matches(pattern, linear.name)]
+        if not fitting:
+            some = ", ".join(linear.name for linear in linears[:4])
+            raise SpecError(f"pattern '{pattern}' fits no linear layer; names look like {some}", "precision")
+        out.update(dict.fromkeys(fitting, name))
+    return out
+
+
+def plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """A frozen ``nn.Linear`` around existing tensors; ``weight: [d_out, d_in]``."""
+    d_out, d_in = weight.shape
+    linear = nn.Linear(d_in, d_out, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear
+
+
+class DequantizedLinear(nn.Linear):
+    """The dense weight of a quantized linear, which stays at hand in ``packed`` (not a submodule) for the final evaluation."""
+
+    packed: nn.Module
+
+
+def oriented_weight(module: nn.Module) -> torch.Tensor:
+    """The weight as ``[d_out, d_in]``; GPT-2's ``Conv1D`` holds it transposed."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach() if isinstance(module, nn.Linear) else weight.detach().T.contiguous()
+
+
+def quantize_4bit(module: nn.Module, name: str, *, double_quant: bool, block_size: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """bitsandbytes' 4-bit linear of a dense one. ``name`` is ``nf4`` or ``fp4``; constants are per ``block_size`` weights."""
+    import bitsandbytes as bnb
+
+    weight = oriented_weight(module).to(dtype)
+    if weight.numel() % block_size:
+        raise ModelError(f"{tuple(weight.shape)} weights do not fill blocks of {block_size}: choose a smaller block_size")
+    d_out, d_in = weight.shape
+    bias = getattr(module, "bias", None)
+    linear = bnb.nn.Linear4bit(d_in, d_out, bias=bias is not None, compute_dtype=dtype, compress_statistics=double_quant,
+                               quant_type=name, device="meta")
+    linear.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=double_quant, quant_type=name,
+                                      blocksize=block_size).to(device)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().to(device=device, dtype=dtype), requires_grad=False)
+    if linear.weight.quant_state is None or linear.weight.dtype != torch.uint8:
+        raise ModelError(f"bitsandbytes left a layer unquantized ({name}, {d_out} × {d_in})")
+    return linear
+
+
+def quantize_int8(module: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """bitsandbytes' 8-bit linear (LLM.int8(), outlier threshold 6.0 as Transformers sets it)."""
+    import bitsandbytes as bnb
+
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    weight = oriented_weight(module)
+    d_out, d_in = weight.shape
+    bias = getattr(module, "bias", None)
+    linear = bnb.nn.Linear8bitLt(d_in, d_out, bias=bias is not None, has_fp16_weights=False, threshold=6.0, device="meta")
+    linear.weight = bnb.nn.Int8Params(weight.to("cpu"), requires_grad=False, has_fp16_weights=False).to(device)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().to(device=device, dtype=dtype), requires_grad=False)
+    if linear.weight.dtype != torch.int8:
+        raise ModelError(f"bitsandbytes left a layer unquantized (int8, {d_out} × {d_in})")
+    return linear
+
+
+def dequantize(packed: nn.Module, dtype: torch.dtype) -> DequantizedLinear:
+    """The dense linear that a 4-bit one computes with; same output, bit for bit on a CPU."""
+    import bitsandbytes.functional as bnb
+
+    shape = linear_shape(packed)
+    assert shape is not None
+    state: Any = packed.weight.quant_state
+    weight = bnb.dequantize_4bit(packed.weight.data, state).to(dtype)
+    linear = DequantizedLinear(*shape, bias=packed.bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if packed.bias is not None:
+        linear.bias = packed.bias
+    object.__setattr__(linear, "packed", packed)
+    return linear
+
+
+def apply_precision(
+    model: nn.Module, assignment: Mapping[str, str], *, double_quant: bool | None, block_size: int | None,
+    storage: str, dtype: torch.dtype, device: torch.device,
+) -> None:
+    """Put each linear of ``model`` into its precision, in place, on ``device``; the rest of the model follows it there.
+
+    Quantization happens on ``device``, one layer at a time, so at most one dense layer is there beside the packed ones.
+    """
+    for name, precision in assignment.items():
+        module = model.get_submodule(name)
+        if precision in UNQUANTIZED:
+            continue
+        if precision in FOUR_BIT:
+            new = quantize_4bit(module, precision, double_quant=bool(double_quant), block_size=block_size or 64, dtype=dtype, device=device)
+            if storage == "dequantized":
+                new = dequantize(new, dtype)
+        else:
+            new = quantize_int8(module, dtype=dtype, device=device)
+        set_submodule(model, name, new)
+    model.to(device)
+
+
+def set_submodule(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Replace the module called ``name``."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, leaf, new)

@@ -1,0 +1,134 @@
+"""Where a base comes from: a folder, the hub, or this package; its fingerprint; its config and tokenizer.
+
+Weights are safetensors only, code from a model's folder is never run (``auto_map`` is ignored).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loracle.base.errors import ModelError, one_line
+from loracle.store.files import digest, file_sha256
+
+BUILTIN = Path(__file__).parent / "builtin"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
+                    "special_tokens_map.json", "added_tokens.json", "vocab.bpe", "encoder.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base that was found. ``resolved`` is what ``from_pretrained`` takes; ``folder`` is null for a hub id not cached."""
+
+    model: str
+    resolved: str
+    name: str
+    revision: str | None
+    folder: Path | None
+
+    @property
+    def weights(self) -> list[Path]:
+        """The safetensors files, sorted by name."""
+        return sorted(self.folder.glob("*.safetensors")) if self.folder else []
+
+
+def find(model: str, revision: str | None = None) -> Source:
+    """The base called ``model``: built in, a folder, or on the hub (config fetched to see that it is there)."""
+    if (BUILTIN / model).is_dir():
+        return Source(model, str(BUILTIN / model), model, None, BUILTIN / model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{model}: no config.json in this folder: base.model needs a folder in Hugging Face format")
+        return Source(model, str(path.resolve()), path.resolve().name, None, path.resolve())
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise ModelError(f"base.model: no such folder: {model}")
+    return _on_hub(model, revision)
+
+
+def _on_hub(model: str, revision: str | None) -> Source:
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        config = Path(hf_hub_download(model, "config.json", revision=revision))
+    except Exception as error:
+        raise ModelError(
+            f"base.model: '{model}' is neither a folder, nor a built-in base (gpt2-demo), nor reachable on the hub "
+            f"({type(error).__name__}): check the spelling and the network, or give a local folder"
+        ) from None
+    commit = config.parent.name
+    return Source(model, model, model.split("/")[-1], commit, config.parent)
+
+
+def fingerprint(source: Source) -> tuple[str | None, str | None]:
+    """(SHA-256 over config and weights, None), or (None, why there is none yet)."""
+    assert source.folder is not None
+    if source.revision is not None:
+        return digest({"hub_commit": source.revision}), None
+    if not source.weights:
+        return None, "no weights in the folder: fingerprint of the config only"
+    files = [source.folder / "config.json", *source.weights]
+    return digest({path.name: file_sha256(path) for path in files}), None
+
+
+def tokenizer_fingerprint(source: Source) -> str:
+    """SHA-256 over the tokenizer's files."""
+    assert source.folder is not None
+    found = [source.folder / name for name in _TOKENIZER_FILES if (source.folder / name).is_file()]
+    return digest({path.name: file_sha256(path) for path in found})
+
+
+def require_weights(source: Source) -> None:
+    """Refuse a folder whose weights cannot be loaded safely, or that has none."""
+    if source.revision is not None or source.weights:
+        return
+    assert source.folder is not None
+    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in source.folder.glob(pattern))
+    if pickled:
+        raise ModelError(
+            f"{source.resolved}: only pickled weights ({pickled[0]}), which can run code when loaded: "
+            "convert them to safetensors (save_pretrained of a trusted copy does)"
+        )
+    raise ModelError(f"{source.resolved}: no weights (*.safetensors) in this folder")
+
+
+def load_config(source: Source) -> Any:
+    """The Transformers config object; its ``auto_map`` is ignored."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.resolved, revision=source.revision, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{source.resolved}: config.json cannot be read: {one_line(error)}") from None
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The base's tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.resolved, revision=source.revision, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{source.resolved}: no usable tokenizer: {one_line(error)}") from None
+
+
+def licence(source: Source) -> str | None:
+    """The licence that the folder's README declares in its metadata, if any."""
+    if source.folder is None or not (readme := source.folder / "README.md").is_file():
+        return None
+    for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
+        if line.startswith("license:"):
+            return line.partition(":")[2].strip() or None
+    return None
+
+
+def training_facts(source: Source) -> dict[str, Any] | None:
+    """``training.json`` of the folder, if the base comes with one."""
+    if source.folder is None or not (path := source.folder / "training.json").is_file():
+        return None
+    return dict(json.loads(path.read_text(encoding="utf-8")))

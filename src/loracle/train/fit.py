@@ -1,0 +1,193 @@
+"""The loop: a cohort from its first to its last optimizer step, resumable at any step.
+
+Each member's loss is the mean over its own target tokens of the whole optimizer step; the total is the sum over members, so
+no member's gradient knows of another. The inner step has no host synchronisation and no loop over members on the device.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loracle.adapters.batch import CohortBatch, Row, make_batch
+from loracle.adapters.cohort import Cohort
+from loracle.adapters.forward import token_losses
+from loracle.spec.study import Train
+from loracle.store.files import finite, read_jsonl, write_text
+from loracle.train.checkpoint import Checkpoint
+from loracle.train.optimizer import CohortAdamW
+from loracle.train.order import DataOrder
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What all members share, and where each one's ``metrics.jsonl`` lies (``metrics``, one path a member)."""
+
+    steps: int
+    batch_size: int
+    gradient_accumulation: int
+    pad_id: int
+    identity: str
+    metrics: tuple[Path, ...] = ()
+    eval_every: int | None = None
+    best_checkpoint: bool = False
+    checkpoint_seconds: float = 30.0
+
+
+Evaluate = Callable[[], Sequence[float]]
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Fit:
+    """State of one cohort's training. ``trains`` and ``order_seeds`` are the members' own; ``rows`` the training rows."""
+
+    def __init__(
+        self, model: Any, cohort: Cohort, rows: Sequence[Row], trains: Sequence[Train], order_seeds: Sequence[int], settings: FitSettings
+    ) -> None:
+        self.model, self.cohort, self.rows, self.settings = model, cohort, rows, settings
+        self.device = cohort.flat.data.device
+        members = len(cohort.members)
+        self.optimizer = CohortAdamW(cohort.flat, trains, settings.steps)
+        self.orders = [DataOrder(seed, len(rows)) for seed in order_seeds]
+        self.done_steps = 0
+        self.losses = torch.zeros(settings.steps, members, dtype=torch.float64, device=self.device)
+        self.norms = torch.zeros_like(self.losses)
+        self.tokens = torch.zeros(settings.steps, members, dtype=torch.int64)
+        self.diverged_at = torch.full((members,), -1, dtype=torch.int64, device=self.device)
+        self.evaluations: list[tuple[int, list[float]]] = []
+        self.best_loss = torch.full((members, 1), float("inf"), dtype=torch.float64)
+        self.best_data = torch.zeros_like(cohort.flat.data) if settings.best_checkpoint else None
+        self.best_step = [0] * members
+        self._flushed = 0
+        self._flushed_evaluations = 0
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def batches(self, step: int) -> list[CohortBatch]:
+        """The micro-batches of optimizer step ``step`` (from 0)."""
+        s = self.settings
+        count = s.batch_size * s.gradient_accumulation
+        picked = [[self.rows[i] for i in order.take(step * count, count)] for order in self.orders]
+        cut = [slice(m * s.batch_size, (m + 1) * s.batch_size) for m in range(s.gradient_accumulation)]
+        return [make_batch([rows[part] for rows in picked], s.pad_id) for part in cut]
+
+    def step(self, step: int, batches: Sequence[CohortBatch]) -> None:
+        """Forward, backward and update of optimizer step ``step``; nothing is read back to the host."""
+        state = self.cohort.state
+        state.training = True
+        state.step.fill_(step)
+        self.cohort.flat.zero_grad()
+        counts = torch.stack([batch.tokens for batch in batches]).sum(0)
+        weights = counts.clamp(min=1).double().reciprocal().to(self.cohort.flat.data.dtype).to(self.device)
+        total = torch.zeros(len(self.cohort.members), dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(batches):
+            state.first_row = number * self.settings.batch_size
+            losses = token_losses(self.model, batch.to(self.device)).sum(1) * weights
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            total += losses.detach()
+        state.training = False
+        self.norms[step] = self.optimizer.step(step, total)
+        self.losses[step] = total
+        self.tokens[step] = counts
+        frozen = ~self.optimizer.active.squeeze(1) & (self.diverged_at < 0)
+        self.diverged_at.masked_fill_(frozen, step + 1)
+
+    # -- the whole of it ----------------------------------------------------------------------------------------------
+
+    def run(self, evaluate: Evaluate, save: Callable[[Checkpoint], None], progress: Progress, stop: Callable[[], bool]) -> bool:
+        """All steps that are left. False when ``stop`` asked for an end: a checkpoint has been saved then."""
+        s = self.settings
+        last_save = last_word = time.monotonic()
+        if self.done_steps == 0 and s.eval_every and not self.evaluations:
+            self._evaluate(evaluate)
+        while self.done_steps < s.steps:
+            step = self.done_steps
+            self.step(step, self.batches(step))
+            self.done_steps = step + 1
+            if s.eval_every and (self.done_steps % s.eval_every == 0 or self.done_steps == s.steps):
+                self._evaluate(evaluate)
+            now = time.monotonic()
+            if now - last_word >= 1.0 or self.done_steps == s.steps:
+                self._say(progress, last_word, now)
+                last_word = now
+            if stop() or now - last_save >= s.checkpoint_seconds or self.done_steps == s.steps:
+                self.flush()
+                save(self.checkpoint())
+                last_save = time.monotonic()
+                if stop() and self.done_steps < s.steps:
+                    return False
+        return True
+
+    def _say(self, progress: Progress, since: float, now: float) -> None:
+        loss = self.losses[self.done_steps - 1]
+        progress({"phase": "train", "step": self.done_steps, "steps": self.settings.steps, "loss": float(loss.nanmean())})
+
+    def _evaluate(self, evaluate: Evaluate) -> None:
+        values = list(evaluate())
+        self.evaluations.append((self.done_steps, values))
+        if self.best_data is None:
+            return
+        losses = torch.tensor(values, dtype=torch.float64).unsqueeze(1)
+        better = losses < self.best_loss
+        self.best_loss = torch.where(better, losses, self.best_loss)
+        self.best_data.copy_(torch.where(better.to(self.device), self.cohort.flat.data, self.best_data))
+        self.best_step = [self.done_steps if b else old for b, old in zip(better.squeeze(1).tolist(), self.best_step, strict=True)]
+
+    def finish(self) -> None:
+        """Put the adapters that count in place: the best ones where that was asked for."""
+        if self.best_data is not None:
+            self.cohort.flat.data.copy_(self.best_data)
+
+    # -- metrics and checkpoints --------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Append what is new to each member's ``metrics.jsonl``."""
+        new = range(self._flushed, self.done_steps)
+        losses, norms, tokens = self.losses.tolist(), self.norms.tolist(), self.tokens.tolist()
+        evaluations = self.evaluations[self._flushed_evaluations :]
+        for k, path in enumerate(self.settings.metrics):
+            lines = [
+                (s + 1, 0, {"step": s + 1, "loss": losses[s][k], "lr": self.optimizer.rates[k][s], "grad_norm": norms[s][k], "tokens": tokens[s][k]})
+                for s in new
+            ] + [(step, 1, {"step": step, "eval_loss": values[k]}) for step, values in evaluations]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as handle:
+                for _, _, line in sorted(lines, key=lambda item: item[:2]):
+                    handle.write(json.dumps(finite(line)) + "\n")
+        self._flushed, self._flushed_evaluations = self.done_steps, len(self.evaluations)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the rest of the training depends on."""
+        tensors = {
+            "data": self.cohort.flat.data, "exp_avg": self.optimizer.exp_avg, "exp_avg_sq": self.optimizer.exp_avg_sq,
+            "active": self.optimizer.active, "losses": self.losses, "norms": self.norms, "tokens": self.tokens,
+            "diverged_at": self.diverged_at, "best_loss": self.best_loss,
+        }
+        if self.best_data is not None:
+            tensors["best_data"] = self.best_data
+        state = {"identity": self.settings.identity, "evaluations": self.evaluations, "best_step": self.best_step}
+        return Checkpoint(self.done_steps, tensors, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from ``checkpoint``; metrics are cut back to it."""
+        targets = self.checkpoint().tensors
+        for name, tensor in checkpoint.tensors.items():
+            targets[name].copy_(tensor)
+        self.done_steps = checkpoint.step
+        self.evaluations = [(int(step), list(values)) for step, values in checkpoint.state["evaluations"]]
+        self.best_step = list(checkpoint.state["best_step"])
+        self._flushed, self._flushed_evaluations = self.done_steps, len(self.evaluations)
+        for path in self.settings.metrics:
+            kept = [line for line in read_jsonl(path) if line["step"] <= checkpoint.step]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def start_clean(self) -> None:
+        """A training from step 0 begins with empty metrics."""
+        for path in self.settings.metrics:
+            write_text(path, "")
