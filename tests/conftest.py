@@ -34,7 +34,9 @@ def text_rows(count: int) -> list:
     for item, record in enumerate(csv_rows(load_task(Task(name="banking77-10")).data, count)):
         prompt = tokenizer(f"Query: {record['text']}\nIntent:")["input_ids"]
         answer = [*tokenizer(" " + record["category"].replace("_", " "))["input_ids"], tokenizer.eos_token_id]
-        rows.append(Row(item, prompt + answer, [-100] * len(prompt) + answer, prompt, record["category"], record["category"]))
+        rows.append(
+            Row(item, prompt + answer, [-100] * len(prompt) + answer, prompt, record["category"], record["category"])
+        )
     return rows
 
 

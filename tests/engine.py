@@ -45,15 +45,31 @@ def member(loaded: LoadedBase, spec: RunSpec) -> Member:
     return Member(spec.name, sites, spec.rank, spec.alpha, spec.dropout, spec.seed, spec.seed)
 
 
-def make_fit(loaded: LoadedBase, specs: Sequence[RunSpec], rows: Sequence[Any], steps: int, batch_size: int = 4, accumulation: int = 1, **settings: Any) -> tuple[Fit, Cohort]:
+def make_fit(
+    loaded: LoadedBase,
+    specs: Sequence[RunSpec],
+    rows: Sequence[Any],
+    steps: int,
+    batch_size: int = 4,
+    accumulation: int = 1,
+    **settings: Any,
+) -> tuple[Fit, Cohort]:
     """An attached cohort and its Fit."""
     cohort = attach(loaded.model, [member(loaded, s) for s in specs], loaded.compute_dtype, loaded.device)
-    fit = Fit(loaded.model, cohort, rows, [s.train for s in specs], [s.seed for s in specs],
-              FitSettings(steps, batch_size, accumulation, pad_id=1, identity="test", **settings))
+    fit = Fit(
+        loaded.model,
+        cohort,
+        rows,
+        [s.train for s in specs],
+        [s.seed for s in specs],
+        FitSettings(steps, batch_size, accumulation, pad_id=1, identity="test", **settings),
+    )
     return fit, cohort
 
 
-def train(loaded: LoadedBase, specs: Sequence[RunSpec], rows: Sequence[Any], steps: int, **kwargs: Any) -> tuple[torch.Tensor, list[dict[Any, Any]]]:
+def train(
+    loaded: LoadedBase, specs: Sequence[RunSpec], rows: Sequence[Any], steps: int, **kwargs: Any
+) -> tuple[torch.Tensor, list[dict[Any, Any]]]:
     """(losses ``[steps, K]``, each member's adapter) after training; the base is left with its adapters detached."""
     from loracle.adapters.cohort import detach
 

@@ -13,8 +13,23 @@ pytestmark = pytest.mark.invariant
 
 NEIGHBOURS = [
     RunSpec("wide", rank=16, alpha=32, seed=7, dropout=0.2, train=Train(learning_rate=1e-3)),
-    RunSpec("slices", rank=3, alpha=6, targets=("q", "v"), seed=1, train=Train(learning_rate=3e-4, schedule="cosine", warmup_steps=5)),
-    RunSpec("raw", rank=2, alpha=4, targets=("c_proj",), seed=9, dropout=0.1, train=Train(learning_rate=2e-4, max_grad_norm=0.1, weight_decay=0.1)),
+    RunSpec(
+        "slices",
+        rank=3,
+        alpha=6,
+        targets=("q", "v"),
+        seed=1,
+        train=Train(learning_rate=3e-4, schedule="cosine", warmup_steps=5),
+    ),
+    RunSpec(
+        "raw",
+        rank=2,
+        alpha=4,
+        targets=("c_proj",),
+        seed=9,
+        dropout=0.1,
+        train=Train(learning_rate=2e-4, max_grad_norm=0.1, weight_decay=0.1),
+    ),
 ]
 ME = RunSpec("me", rank=4, alpha=8, seed=42, dropout=0.1, train=Train(learning_rate=2e-4))
 
@@ -40,7 +55,10 @@ def test_invariant_1_cohort_invariance_fp32(shared, name: str) -> None:
     rows = text_rows(40)
     loaded = base(shared / "models" / name)
     me = RunSpec("me", dropout=0.1, targets=("q", "v", "down"), train=Train(learning_rate=1e-3))
-    others = [RunSpec("a", rank=8, seed=3, train=Train(learning_rate=1e-3)), RunSpec("b", rank=2, targets=("o",), seed=4, dropout=0.3)]
+    others = [
+        RunSpec("a", rank=8, seed=3, train=Train(learning_rate=1e-3)),
+        RunSpec("b", rank=2, targets=("o",), seed=4, dropout=0.3),
+    ]
     alone_losses, alone = train(loaded, [me], rows, 10)
     shared_losses, together = train(loaded, [others[0], me, others[1]], rows, 10)
     assert (alone_losses[:, 0] - shared_losses[:, 1]).abs().max() < 1e-5
@@ -73,7 +91,9 @@ def test_invariant_2_agreement_with_peft(targets, tmp_path) -> None:
     from loracle.adapters.peft_files import read_adapter, save_adapter
 
     rows = text_rows(60)
-    spec = RunSpec("me", rank=4, alpha=8, targets=targets, train=Train(learning_rate=2e-4, weight_decay=0.01, max_grad_norm=None))
+    spec = RunSpec(
+        "me", rank=4, alpha=8, targets=targets, train=Train(learning_rate=2e-4, weight_decay=0.01, max_grad_norm=None)
+    )
     loaded = base(dtype="float64")
     fit, cohort = make_fit(loaded, [spec], rows, 50, accumulation=2)
     save_adapter(tmp_path / "start", cohort.adapter(0), member(loaded, spec), loaded.linears, base="x", revision=None)
@@ -98,7 +118,10 @@ def test_invariant_2_agreement_with_peft(targets, tmp_path) -> None:
         for row in batch:  # one row at a time: no padding, no mask
             ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
             logits = peft(input_ids=ids).logits
-            loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum") / count
+            loss = (
+                torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum")
+                / count
+            )
             loss.backward()
             total += float(loss.detach())
         for name, parameter in peft.named_parameters():

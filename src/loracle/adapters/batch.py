@@ -58,7 +58,9 @@ def make_batch(members: Sequence[Sequence[Row]], pad_id: int, multiple: int = 1)
             flat = k * rows_each + b
             ids[flat, : len(row.input_ids)] = row.input_ids
             at = scored_positions(row.labels)
-            here.append(np.stack([flat * length + at, np.asarray(row.labels, dtype=np.int64)[at + 1], np.full_like(at, b)]))
+            here.append(
+                np.stack([flat * length + at, np.asarray(row.labels, dtype=np.int64)[at + 1], np.full_like(at, b)])
+            )
         places.append(here)
     joined = [np.concatenate(here, axis=1) for here in places]
     count = max(1, max(part.shape[1] for part in joined))

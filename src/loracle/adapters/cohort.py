@@ -115,7 +115,9 @@ class CohortLoRA(nn.Module):
 class Cohort:
     """The adapters of all members, attached to a model: layers, flat parameters, shared state."""
 
-    def __init__(self, members: Sequence[Member], layers: dict[str, CohortLoRA], flat: FlatParameters, state: CohortState) -> None:
+    def __init__(
+        self, members: Sequence[Member], layers: dict[str, CohortLoRA], flat: FlatParameters, state: CohortState
+    ) -> None:
         self.members = list(members)
         self.layers = layers
         self.flat = flat

@@ -36,7 +36,9 @@ def mix(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def keep_mask(keys: torch.Tensor, probability: torch.Tensor, rows: int, positions: int, features: int, first_row: int = 0) -> torch.Tensor:
+def keep_mask(
+    keys: torch.Tensor, probability: torch.Tensor, rows: int, positions: int, features: int, first_row: int = 0
+) -> torch.Tensor:
     """Scaled keep mask ``[K, rows·positions, features]``: 0 or 1/(1-p), float32.
 
     ``keys: [K]`` int32, one for each run (seed, step and layer mixed in); ``probability: [K]`` of dropping.

@@ -22,7 +22,9 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 class FlatParameters:
     """``data`` and ``grad``: ``[K, P]``; ``pairs``: the (A ``[K, r, d_in]``, B ``[K, width, r]``) views of each slot."""
 
-    def __init__(self, members: int, shapes: Sequence[tuple[Shape, Shape]], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, members: int, shapes: Sequence[tuple[Shape, Shape]], dtype: torch.dtype, device: torch.device
+    ) -> None:
         size = sum(math.prod(a) + math.prod(b) for a, b in shapes)
         self.data = torch.zeros(members, size, dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.data)
@@ -36,8 +38,8 @@ class FlatParameters:
     def _view(self, offset: int, shape: Shape) -> tuple[nn.Parameter, int]:
         size = math.prod(shape)
         end = offset + size
-        parameter = nn.Parameter(self.data[:, offset:end].unflatten(1, shape))
-        parameter.grad = self.grad[:, offset:end].unflatten(1, shape)
+        parameter = nn.Parameter(self.data[:, offset:end].view(-1, *shape))
+        parameter.grad = self.grad[:, offset:end].view(-1, *shape)
         return parameter, end
 
     def zero_grad(self) -> None:

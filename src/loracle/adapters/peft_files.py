@@ -61,7 +61,9 @@ def target_modules(modules: Sequence[str], linears: Sequence[Linear]) -> list[st
     return sorted(wanted)
 
 
-def adapter_config(fused: Mapping[str, ModuleAdapter], member: Member, linears: Sequence[Linear], base: str, revision: str | None) -> dict[str, Any]:
+def adapter_config(
+    fused: Mapping[str, ModuleAdapter], member: Member, linears: Sequence[Linear], base: str, revision: str | None
+) -> dict[str, Any]:
     """PEFT's config of the adapter, made by PEFT itself."""
     from peft import LoraConfig, TaskType
 
@@ -69,9 +71,17 @@ def adapter_config(fused: Mapping[str, ModuleAdapter], member: Member, linears: 
     ranks = {name: m.rank for name, m in fused.items() if m.rank != first.rank}
     alphas = {name: _number(m.alpha) for name, m in fused.items() if m.alpha != first.alpha}
     config = LoraConfig(
-        r=first.rank, lora_alpha=_number(first.alpha), target_modules=target_modules(list(fused), linears),
-        lora_dropout=member.dropout, bias="none", task_type=TaskType.CAUSAL_LM, inference_mode=True,
-        base_model_name_or_path=base, revision=revision, rank_pattern=ranks, alpha_pattern=alphas,
+        r=first.rank,
+        lora_alpha=_number(first.alpha),
+        target_modules=target_modules(list(fused), linears),
+        lora_dropout=member.dropout,
+        bias="none",
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+        base_model_name_or_path=base,
+        revision=revision,
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
         fan_in_fan_out=False,
     )
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
@@ -81,7 +91,9 @@ def _number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
 
 
-def save_adapter(folder: Path, pairs: Pairs, member: Member, linears: Sequence[Linear], *, base: str, revision: str | None) -> str:
+def save_adapter(
+    folder: Path, pairs: Pairs, member: Member, linears: Sequence[Linear], *, base: str, revision: str | None
+) -> str:
     """Write the two files atomically; returns the SHA-256 of the weights file."""
     fused = fuse(pairs, member.rank, member.alpha)
     tensors: dict[str, torch.Tensor] = {}

@@ -42,7 +42,9 @@ class Site:
         return rank * (self.d_in + self.width)
 
 
-def resolve_targets(linears: Sequence[Linear], targets: str | Sequence[str], where: str = "adapter.targets") -> list[Site]:
+def resolve_targets(
+    linears: Sequence[Linear], targets: str | Sequence[str], where: str = "adapter.targets"
+) -> list[Site]:
     """All sites that ``targets`` name, in model order, each once."""
     names = [targets] if isinstance(targets, str) else list(targets)
     sites: dict[Site, None] = {}
@@ -64,13 +66,13 @@ def _sites_of(linears: Sequence[Linear], name: str, is_regex: bool) -> Iterable[
             span = linear.slices[name]
         elif name in LOGICAL and any(name in other.slices for other in linears):
             continue  # a logical name of this architecture never also means a raw suffix
-        elif linear.name == name or linear.name.endswith("." + name):
-            span = whole
-        elif is_regex and _full_match(name, linear.name):
+        elif linear.name == name or linear.name.endswith("." + name) or (is_regex and _full_match(name, linear.name)):
             span = whole
         else:
             continue
-        yield Site(linear.name, *span, linear.d_in, linear.d_out, linear.layer, name if name in linear.slices else linear.kind)
+        yield Site(
+            linear.name, *span, linear.d_in, linear.d_out, linear.layer, name if name in linear.slices else linear.kind
+        )
 
 
 def _full_match(pattern: str, name: str) -> bool:

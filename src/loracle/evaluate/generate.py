@@ -15,8 +15,15 @@ from loracle.tasks.collate import collate_prompts
 
 @torch.no_grad()
 def greedy(
-    model: Any, cohort: Cohort | None, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_ids: Sequence[int],
-    pad_id: int, device: torch.device, base: bool = False,
+    model: Any,
+    cohort: Cohort | None,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    device: torch.device,
+    base: bool = False,
 ) -> list[list[list[int]]]:
     """``[K][n]`` lists of generated ids, without the final eos. With ``base`` the untrained base answers, K = 1."""
     members = 1 if base or cohort is None else len(cohort.members)
@@ -29,7 +36,14 @@ def greedy(
     return out
 
 
-def _batch(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_ids: set[int], pad_id: int, device: torch.device) -> list[list[int]]:
+def _batch(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_ids: set[int],
+    pad_id: int,
+    device: torch.device,
+) -> list[list[int]]:
     from transformers import DynamicCache
 
     first = collate_prompts(prompts, pad_id, device)

@@ -45,7 +45,9 @@ def batches_by_length(lengths: Sequence[int], members: int, device_type: str) ->
 
 
 @torch.no_grad()
-def item_losses(model: Any, cohort: Cohort | None, rows: Sequence[Row], pad_id: int, device: torch.device, *, base: bool = False) -> ItemLosses:
+def item_losses(
+    model: Any, cohort: Cohort | None, rows: Sequence[Row], pad_id: int, device: torch.device, *, base: bool = False
+) -> ItemLosses:
     """Losses of ``rows`` under every member; with ``base`` (or no cohort) under the base alone, K = 1."""
     members = 1 if base or cohort is None else len(cohort.members)
     sums = np.zeros((members, len(rows)))
@@ -55,7 +57,9 @@ def item_losses(model: Any, cohort: Cohort | None, rows: Sequence[Row], pad_id: 
             chosen = [rows[i] for i in items]
             batch = make_batch([chosen] * members, pad_id).to(device)
             losses = token_losses(model, batch).double()
-            per_item = torch.zeros(members, len(items), dtype=torch.float64, device=device).scatter_add_(1, batch.row, losses)
+            per_item = torch.zeros(members, len(items), dtype=torch.float64, device=device).scatter_add_(
+                1, batch.row, losses
+            )
             sums[:, items] = per_item.cpu().numpy()
             for i in items:
                 tokens[i] = sum(label != -100 for label in rows[i].labels[1:])

@@ -53,7 +53,7 @@ def census(model: nn.Module, assignment: Mapping[str, str]) -> dict[str, Any]:
         count = _parameters(module)
         here = 8 * (weight + constants)
         bits, params = bits + here, params + count
-        kind = str(getattr(packed_of(module), "weight").dtype).removeprefix("torch.")
+        kind = str(packed_of(module).weight.dtype).removeprefix("torch.")
         dtypes[kind] = dtypes.get(kind, 0) + count
         if precision in _PROMISED:
             low, high = _PROMISED[precision]
@@ -70,8 +70,10 @@ def census(model: nn.Module, assignment: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _parameters(module: nn.Module) -> int:
-    return int(module.in_features * module.out_features) if isinstance(module, nn.Linear) else int(module.weight.numel())
+def _parameters(module: Any) -> int:
+    return (
+        int(module.in_features * module.out_features) if isinstance(module, nn.Linear) else int(module.weight.numel())
+    )
 
 
 def predicted_bits(precision: str, double_quant: bool | None, block_size: int | None) -> float:

@@ -14,7 +14,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 LOGICAL = ("q", "k", "v", "o", "up", "gate", "down")
-_LLAMA = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "up_proj": "up", "gate_proj": "gate", "down_proj": "down"}
+_LLAMA = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "up_proj": "up",
+    "gate_proj": "gate",
+    "down_proj": "down",
+}
 _GPT2 = {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"}
 FAMILIES: dict[str, dict[str, str]] = {
     "gpt2": _GPT2,

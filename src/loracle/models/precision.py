@@ -68,19 +68,31 @@ def oriented_weight(module: nn.Module) -> torch.Tensor:
     return weight.detach() if isinstance(module, nn.Linear) else weight.detach().T.contiguous()
 
 
-def quantize_4bit(module: nn.Module, name: str, *, double_quant: bool, block_size: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def quantize_4bit(
+    module: nn.Module, name: str, *, double_quant: bool, block_size: int, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
     """bitsandbytes' 4-bit linear of a dense one. ``name`` is ``nf4`` or ``fp4``; constants are per ``block_size`` weights."""
     import bitsandbytes as bnb
 
     weight = oriented_weight(module).to(dtype)
     if weight.numel() % block_size:
-        raise ModelError(f"{tuple(weight.shape)} weights do not fill blocks of {block_size}: choose a smaller block_size")
+        raise ModelError(
+            f"{tuple(weight.shape)} weights do not fill blocks of {block_size}: choose a smaller block_size"
+        )
     d_out, d_in = weight.shape
     bias = getattr(module, "bias", None)
-    linear = bnb.nn.Linear4bit(d_in, d_out, bias=bias is not None, compute_dtype=dtype, compress_statistics=double_quant,
-                               quant_type=name, device="meta")
-    linear.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=double_quant, quant_type=name,
-                                      blocksize=block_size).to(device)
+    linear = bnb.nn.Linear4bit(
+        d_in,
+        d_out,
+        bias=bias is not None,
+        compute_dtype=dtype,
+        compress_statistics=double_quant,
+        quant_type=name,
+        device="meta",
+    )
+    linear.weight = bnb.nn.Params4bit(
+        weight, requires_grad=False, compress_statistics=double_quant, quant_type=name, blocksize=block_size
+    ).to(device)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(device=device, dtype=dtype), requires_grad=False)
     if linear.weight.quant_state is None or linear.weight.dtype != torch.uint8:
@@ -96,7 +108,9 @@ def quantize_int8(module: nn.Module, *, dtype: torch.dtype, device: torch.device
     weight = oriented_weight(module)
     d_out, d_in = weight.shape
     bias = getattr(module, "bias", None)
-    linear = bnb.nn.Linear8bitLt(d_in, d_out, bias=bias is not None, has_fp16_weights=False, threshold=6.0, device="meta")
+    linear = bnb.nn.Linear8bitLt(
+        d_in, d_out, bias=bias is not None, has_fp16_weights=False, threshold=6.0, device="meta"
+    )
     linear.weight = bnb.nn.Int8Params(weight.to("cpu"), requires_grad=False, has_fp16_weights=False).to(device)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(device=device, dtype=dtype), requires_grad=False)
@@ -105,7 +119,7 @@ def quantize_int8(module: nn.Module, *, dtype: torch.dtype, device: torch.device
     return linear
 
 
-def dequantize(packed: nn.Module, dtype: torch.dtype) -> DequantizedLinear:
+def dequantize(packed: Any, dtype: torch.dtype) -> DequantizedLinear:
     """The dense linear that a 4-bit one computes with; same output, bit for bit on a CPU."""
     import bitsandbytes.functional as bnb
 
@@ -122,8 +136,14 @@ def dequantize(packed: nn.Module, dtype: torch.dtype) -> DequantizedLinear:
 
 
 def apply_precision(
-    model: nn.Module, assignment: Mapping[str, str], *, double_quant: bool | None, block_size: int | None,
-    storage: str, dtype: torch.dtype, device: torch.device,
+    model: nn.Module,
+    assignment: Mapping[str, str],
+    *,
+    double_quant: bool | None,
+    block_size: int | None,
+    storage: str,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     """Put each linear of ``model`` into its precision, in place, on ``device``; the rest of the model follows it there.
 
@@ -134,7 +154,14 @@ def apply_precision(
         if precision in UNQUANTIZED:
             continue
         if precision in FOUR_BIT:
-            new = quantize_4bit(module, precision, double_quant=bool(double_quant), block_size=block_size or 64, dtype=dtype, device=device)
+            new = quantize_4bit(
+                module,
+                precision,
+                double_quant=bool(double_quant),
+                block_size=block_size or 64,
+                dtype=dtype,
+                device=device,
+            )
             if storage == "dequantized":
                 new = dequantize(new, dtype)
         else:

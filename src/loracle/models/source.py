@@ -15,8 +15,18 @@ from loracle.base.errors import ModelError, one_line
 from loracle.store.files import digest, file_sha256
 
 BUILTIN = Path(__file__).parent / "builtin"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
-                    "special_tokens_map.json", "added_tokens.json", "vocab.bpe", "encoder.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.bpe",
+    "encoder.json",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,9 @@ def find(model: str, revision: str | None = None) -> Source:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{model}: no config.json in this folder: base.model needs a folder in Hugging Face format")
+            raise ModelError(
+                f"{model}: no config.json in this folder: base.model needs a folder in Hugging Face format"
+            )
         return Source(model, str(path.resolve()), path.resolve().name, None, path.resolve())
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"base.model: no such folder: {model}")

@@ -10,12 +10,23 @@ from loracle.base.errors import SpecError
 from loracle.base.names import slug
 from loracle.spec.aliases import factor_path, open_section, put
 from loracle.spec.load import tuples, validate
-from loracle.spec.study import FOUR_BIT, Cell, Study
+from loracle.spec.study import FOUR_BIT, Base, Cell, Study
 
 _SHORT = {
-    "alpha": "a", "rank": "r", "dropout": "do", "samples": "n", "steps": "st", "epochs": "ep", "batch_size": "b",
-    "gradient_accumulation": "ga", "learning_rate": "lr", "block_size": "bs", "init_seed": "init", "order_seed": "order",
-    "max_length": "len", "weight_decay": "wd",
+    "alpha": "a",
+    "rank": "r",
+    "dropout": "do",
+    "samples": "n",
+    "steps": "st",
+    "epochs": "ep",
+    "batch_size": "b",
+    "gradient_accumulation": "ga",
+    "learning_rate": "lr",
+    "block_size": "bs",
+    "init_seed": "init",
+    "order_seed": "order",
+    "max_length": "len",
+    "weight_decay": "wd",
 }
 
 
@@ -95,3 +106,10 @@ def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
         text = str(value).rstrip("/").split("/")[-1]
         parts.append(slug(f"{_SHORT.get(name, name if isinstance(value, bool) else '')}{text}", 24))
     return "-".join(parts)
+
+
+def cell_from_config(config: Mapping[str, Any]) -> Cell:
+    """The cell that a record's or a job's ``config`` describes; what is added there for readers is left aside."""
+    own = {key: config[key] for key in Cell.model_fields if key in config}
+    own["base"] = {key: config["base"].get(key) for key in Base.model_fields}
+    return validate(Cell, tuples(own))

@@ -15,7 +15,13 @@ from loracle.spec.study import PRECISIONS, QUESTIONS, Adapter, Base, Diagnose, Q
 from loracle.spec.yaml import read_yaml, read_yaml_file
 
 SECTION_MODELS: dict[str, type[BaseModel]] = {
-    "base": Base, "task": Task, "adapter": Adapter, "train": Train, "run": Run, "diagnose": Diagnose, "questions": Question,
+    "base": Base,
+    "task": Task,
+    "adapter": Adapter,
+    "train": Train,
+    "run": Run,
+    "diagnose": Diagnose,
+    "questions": Question,
 }
 
 
@@ -36,7 +42,9 @@ def parse_study(raw: dict[str, Any], overrides: Sequence[str] = (), folder: Path
             raise SpecError(f"'{item}' is not KEY=VALUE", "--set")
         override(tree, path.strip(), read_yaml(text, f"--set {path}"))
     tree = canonical(tree)
-    tree["questions"] = [{"name": q} if isinstance(q, str) else q for q in _list(tree.get("questions"), "questions")] or None
+    tree["questions"] = [
+        {"name": q} if isinstance(q, str) else q for q in _list(tree.get("questions"), "questions")
+    ] or None
     if tree["questions"] is None:
         del tree["questions"]
     tree["vary"] = {name: _vary_values(name, values) for name, values in _mapping(tree.get("vary"), "vary").items()}
@@ -112,7 +120,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         return _unknown_key(location, model), where
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
-    if location and location[-1] == "precision" or "precision" in location:
+    if (location and location[-1] == "precision") or "precision" in location:
         return f"{given!r} is not a precision, {suggest(str(given), PRECISIONS)}", where
     if location[:1] == ["questions"] and first["type"] == "literal_error":
         return f"{given!r} is not a question, {suggest(str(given), QUESTIONS)}", where
@@ -130,7 +138,9 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 
 def _is_tag(part: Any) -> bool:
     """Pydantic adds the union branch's name to the location: not a key of the file."""
-    return isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "constrained-int", "constrained-float"})
+    return isinstance(part, str) and (
+        "[" in part or part in {"str", "int", "float", "constrained-int", "constrained-float"}
+    )
 
 
 def _unknown_key(location: list[str], model: type[BaseModel]) -> str:
@@ -169,7 +179,10 @@ def _factor_paths(name: str, value: Any, folder: Path) -> Any:
     if path == "base.model" or (path == "base" and isinstance(value, str)):
         return resolve(value, folder)
     if path in ("base", "task") and isinstance(value, dict):
-        return {k: resolve(v, folder) if k in ("model", "data", "eval") and isinstance(v, str) else v for k, v in value.items()}
+        return {
+            k: resolve(v, folder) if k in ("model", "data", "eval") and isinstance(v, str) else v
+            for k, v in value.items()
+        }
     return value
 
 

@@ -185,7 +185,9 @@ class Cell(Spec):
     @model_validator(mode="after")
     def _check(self) -> Cell:
         if isinstance(self.precision, dict) and "default" not in self.precision:
-            raise ValueError("precision: a block of patterns needs a default, e.g. {default: nf4, 'h.1.attn.c_proj': bf16}")
+            raise ValueError(
+                "precision: a block of patterns needs a default, e.g. {default: nf4, 'h.1.attn.c_proj': bf16}"
+            )
         if self.block_size is not None and self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size: {self.block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.storage == "dequantized" and "int8" in self.precision_names:
@@ -229,7 +231,9 @@ class Study(Cell):
     @model_validator(mode="after")
     def _names(self) -> Study:
         if not is_safe(self.name):
-            raise ValueError(f"name: '{self.name}' may hold a-z, 0-9, '.', '_' and '-', and starts with a letter or digit")
+            raise ValueError(
+                f"name: '{self.name}' may hold a-z, 0-9, '.', '_' and '-', and starts with a letter or digit"
+            )
         if not self.seeds:
             raise ValueError("seeds: give at least one")
         if len(set(self.seeds)) != len(self.seeds):

@@ -38,19 +38,23 @@ class StudyLoader(yaml.SafeLoader):
 def _mapping(loader: StudyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if not isinstance(key, str):
             raise SpecError(f"key {key!r} is not a word: put it in quotes", f"line {line}")
         if key in seen:
             raise SpecError(f"key '{key}' stands twice", f"line {line}")
-        seen[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        seen[key] = loader.construct_object(value_node, deep=True)
     return seen
 
 
 StudyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 StudyLoader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag not in {f"tag:yaml.org,2002:{t}" for t in ("bool", "int", "float", "timestamp")}]
+    first: [
+        (tag, rule)
+        for tag, rule in rules
+        if tag not in {f"tag:yaml.org,2002:{t}" for t in ("bool", "int", "float", "timestamp")}
+    ]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _rule, _first in (
@@ -78,7 +82,7 @@ def read_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         raise SpecError(f"not valid YAML: {' '.join(str(error).split())}", where) from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def read_yaml_file(path: Path) -> Any:

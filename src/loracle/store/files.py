@@ -77,7 +77,9 @@ def read_json(path: Path) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: not valid JSON ({error}); delete it to have it written anew") from None
     if isinstance(value, dict) and isinstance(value.get("schema"), int) and value["schema"] > SCHEMA:
-        raise StoreError(f"{path}: written by a newer loracle (schema {value['schema']}, this one knows {SCHEMA}): upgrade")
+        raise StoreError(
+            f"{path}: written by a newer loracle (schema {value['schema']}, this one knows {SCHEMA}): upgrade"
+        )
     return value
 
 

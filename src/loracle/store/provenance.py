@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from loracle import __version__
+from loracle.base.version import __version__
 
 # Bump when a change may alter a run's numbers: part of every run's identity.
 ENGINE = 1

@@ -35,7 +35,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, temporary)
     write_json(target / "state.json", {"schema": SCHEMA, "step": checkpoint.step, **checkpoint.state})
     names = ("state.safetensors", "state.json")
-    write_json(target / "manifest.json", {"schema": SCHEMA, "step": checkpoint.step, "sha256": {n: file_sha256(target / n) for n in names}})
+    write_json(
+        target / "manifest.json",
+        {"schema": SCHEMA, "step": checkpoint.step, "sha256": {n: file_sha256(target / n) for n in names}},
+    )
     for old in _folders(folder)[:-_KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 

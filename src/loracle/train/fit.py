@@ -48,7 +48,13 @@ class Fit:
     """State of one cohort's training. ``trains`` and ``order_seeds`` are the members' own; ``rows`` the training rows."""
 
     def __init__(
-        self, model: Any, cohort: Cohort, rows: Sequence[Row], trains: Sequence[Train], order_seeds: Sequence[int], settings: FitSettings
+        self,
+        model: Any,
+        cohort: Cohort,
+        rows: Sequence[Row],
+        trains: Sequence[Train],
+        order_seeds: Sequence[int],
+        settings: FitSettings,
     ) -> None:
         self.model, self.cohort, self.rows, self.settings = model, cohort, rows, settings
         self.device = cohort.flat.data.device
@@ -64,6 +70,7 @@ class Fit:
         self.best_loss = torch.full((members, 1), float("inf"), dtype=torch.float64)
         self.best_data = torch.zeros_like(cohort.flat.data) if settings.best_checkpoint else None
         self.best_step = [0] * members
+        self.elapsed_s = 0.0
         self._flushed = 0
         self._flushed_evaluations = 0
 
@@ -100,10 +107,13 @@ class Fit:
 
     # -- the whole of it ----------------------------------------------------------------------------------------------
 
-    def run(self, evaluate: Evaluate, save: Callable[[Checkpoint], None], progress: Progress, stop: Callable[[], bool]) -> bool:
+    def run(
+        self, evaluate: Evaluate, save: Callable[[Checkpoint], None], progress: Progress, stop: Callable[[], bool]
+    ) -> bool:
         """All steps that are left. False when ``stop`` asked for an end: a checkpoint has been saved then."""
         s = self.settings
-        last_save = last_word = time.monotonic()
+        last_save = last_word = begun = time.monotonic()
+        before = self.elapsed_s
         if self.done_steps == 0 and s.eval_every and not self.evaluations:
             self._evaluate(evaluate)
         while self.done_steps < s.steps:
@@ -113,8 +123,10 @@ class Fit:
             if s.eval_every and (self.done_steps % s.eval_every == 0 or self.done_steps == s.steps):
                 self._evaluate(evaluate)
             now = time.monotonic()
+            self.elapsed_s = before + now - begun
             if now - last_word >= 1.0 or self.done_steps == s.steps:
-                self._say(progress, last_word, now)
+                loss = float(self.losses[step].nanmean())
+                progress({"phase": "train", "step": self.done_steps, "steps": s.steps, "loss": loss})
                 last_word = now
             if stop() or now - last_save >= s.checkpoint_seconds or self.done_steps == s.steps:
                 self.flush()
@@ -123,10 +135,6 @@ class Fit:
                 if stop() and self.done_steps < s.steps:
                     return False
         return True
-
-    def _say(self, progress: Progress, since: float, now: float) -> None:
-        loss = self.losses[self.done_steps - 1]
-        progress({"phase": "train", "step": self.done_steps, "steps": self.settings.steps, "loss": float(loss.nanmean())})
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         values = list(evaluate())
@@ -137,7 +145,9 @@ class Fit:
         better = losses < self.best_loss
         self.best_loss = torch.where(better, losses, self.best_loss)
         self.best_data.copy_(torch.where(better.to(self.device), self.cohort.flat.data, self.best_data))
-        self.best_step = [self.done_steps if b else old for b, old in zip(better.squeeze(1).tolist(), self.best_step, strict=True)]
+        self.best_step = [
+            self.done_steps if b else old for b, old in zip(better.squeeze(1).tolist(), self.best_step, strict=True)
+        ]
 
     def finish(self) -> None:
         """Put the adapters that count in place: the best ones where that was asked for."""
@@ -153,7 +163,17 @@ class Fit:
         evaluations = self.evaluations[self._flushed_evaluations :]
         for k, path in enumerate(self.settings.metrics):
             lines = [
-                (s + 1, 0, {"step": s + 1, "loss": losses[s][k], "lr": self.optimizer.rates[k][s], "grad_norm": norms[s][k], "tokens": tokens[s][k]})
+                (
+                    s + 1,
+                    0,
+                    {
+                        "step": s + 1,
+                        "loss": losses[s][k],
+                        "lr": self.optimizer.rates[k][s],
+                        "grad_norm": norms[s][k],
+                        "tokens": tokens[s][k],
+                    },
+                )
                 for s in new
             ] + [(step, 1, {"step": step, "eval_loss": values[k]}) for step, values in evaluations]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,13 +185,24 @@ class Fit:
     def checkpoint(self) -> Checkpoint:
         """All that the rest of the training depends on."""
         tensors = {
-            "data": self.cohort.flat.data, "exp_avg": self.optimizer.exp_avg, "exp_avg_sq": self.optimizer.exp_avg_sq,
-            "active": self.optimizer.active, "losses": self.losses, "norms": self.norms, "tokens": self.tokens,
-            "diverged_at": self.diverged_at, "best_loss": self.best_loss,
+            "data": self.cohort.flat.data,
+            "exp_avg": self.optimizer.exp_avg,
+            "exp_avg_sq": self.optimizer.exp_avg_sq,
+            "active": self.optimizer.active,
+            "losses": self.losses,
+            "norms": self.norms,
+            "tokens": self.tokens,
+            "diverged_at": self.diverged_at,
+            "best_loss": self.best_loss,
         }
         if self.best_data is not None:
             tensors["best_data"] = self.best_data
-        state = {"identity": self.settings.identity, "evaluations": self.evaluations, "best_step": self.best_step}
+        state = {
+            "identity": self.settings.identity,
+            "evaluations": self.evaluations,
+            "best_step": self.best_step,
+            "elapsed_s": self.elapsed_s,
+        }
         return Checkpoint(self.done_steps, tensors, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -182,6 +213,7 @@ class Fit:
         self.done_steps = checkpoint.step
         self.evaluations = [(int(step), list(values)) for step, values in checkpoint.state["evaluations"]]
         self.best_step = list(checkpoint.state["best_step"])
+        self.elapsed_s = float(checkpoint.state["elapsed_s"])
         self._flushed, self._flushed_evaluations = self.done_steps, len(self.evaluations)
         for path in self.settings.metrics:
             kept = [line for line in read_jsonl(path) if line["step"] <= checkpoint.step]

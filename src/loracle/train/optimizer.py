@@ -61,6 +61,8 @@ def _tables(trains: Sequence[Train], steps: int) -> torch.Tensor:
     for train in trains:
         rate = torch.tensor(learning_rates(train, steps), dtype=torch.float64)
         columns.append(
-            torch.stack([1 - rate * train.weight_decay, (1 - train.beta2**t).sqrt(), rate / (1 - train.beta1**t)], dim=1)
+            torch.stack(
+                [1 - rate * train.weight_decay, (1 - train.beta2**t).sqrt(), rate / (1 - train.beta1**t)], dim=1
+            )
         )
     return torch.stack(columns, dim=2).unsqueeze(-1)

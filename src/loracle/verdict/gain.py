@@ -2,13 +2,14 @@
 
     g = (base_loss - arm_loss) / (base_loss - reference_loss)
 
-base_loss is the untrained base in 16 bits, losses in nats per token. A ratio of two uncertain means, so Fieller's
-method: g is in the interval when the mean of ``(base - arm) - g (base - reference)`` is not shown to differ from 0.
-The delta method is symmetric and undercovers when the reference's own gain is small; Fieller then says "unbounded".
-The verdict at a margin rests on that linear contrast alone, which is exact.
+base_loss is the untrained base in 16 bits, losses in nats per token. A ratio of two uncertain means, so
+Fieller's method: g is in the interval when the mean of ``(base - arm) - g (base - reference)`` is not shown
+to differ from 0. The delta method is symmetric and undercovers when the reference's own gain is small;
+Fieller then says "unbounded". The verdict at a margin rests on that linear contrast alone, which is exact.
 
-The base's loss is known as a total, not by item. Its items are taken to vary with their tokens only, which gives a
-variance at least as large as the truth wherever items that are hard for the base are hard for the tuned model too.
+The base's loss is known as a total, not by item. Its items are taken to vary with their tokens only, which
+gives a variance at least as large as the truth wherever items that are hard for the base are hard for the
+tuned model too.
 """
 
 from __future__ import annotations
@@ -20,20 +21,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize
 
-from loracle.verdict.paired import MIN_SEEDS, Array, Interval, Paired, mean_squares
+from loracle.verdict.paired import MIN_SEEDS, Array, Interval, Paired, item_df, leverage, mean_squares
 
 FAR = 1e4
 
 
 @dataclass(frozen=True)
 class GainKept:
-    """Means and mean products of the two gains (arm, reference), nats per token."""
+    """Means and mean products ``[2, 2]`` of the two gains (arm, reference), nats per token.
+
+    ``columns [2, n_items]`` are the items' means over seeds.
+    """
 
     arm_gain: float
     reference_gain: float
     seeds: Array
     items: Array
     error: Array
+    columns: Array
     n_seeds: int
     n_items: int
 
@@ -77,6 +82,7 @@ class GainKept:
             item_var=max(item_part / scale, 0.0),
             n_seeds=self.n_seeds,
             n_items=self.n_items,
+            item_df=item_df(c @ self.columns),
         )
 
 
@@ -104,10 +110,13 @@ def gain_kept(arm: Array, reference: Array, tokens: Array, base_loss: float | Ar
         raise ValueError("a loss is not finite: leave that run out and say so")
     seeds, items, error = mean_squares(gains)
     means = gains.mean(axis=(1, 2))
-    return GainKept(float(means[0]), float(means[1]), seeds, items, error, arm.shape[0], arm.shape[1])
+    return GainKept(float(means[0]), float(means[1]), seeds, items, error, gains.mean(axis=1), *arm.shape)
 
 
 def _by_item(base: Array, losses: Array, tokens: Array) -> Array:
-    """``[n_seeds, n_items]`` whose row means are base - loss per token; the item part is the ratio's influence."""
+    """``[n_seeds, n_items]`` whose row means are base - loss per token; the item part is the ratio's
+    influence.
+    """
     per_token = losses.sum(axis=1, keepdims=True) / tokens.sum()
-    return base - per_token - (losses - per_token * tokens) / tokens.mean()
+    influence = (losses - per_token * tokens) / tokens.mean() / (1.0 - leverage(tokens))
+    return base - per_token - (influence - influence.mean(axis=1, keepdims=True))

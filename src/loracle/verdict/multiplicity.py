@@ -1,7 +1,7 @@
 """Holm's step-down adjustment (Holm 1979), as the level at which each comparison stands.
 
-An interval at ``1 - alpha`` with the alpha given here agrees with Holm's verdict on the p-value, so the printed
-interval and the printed verdict never contradict each other.
+An interval at ``1 - alpha`` with the alpha given here agrees with Holm's verdict on the p-value, so the
+printed interval and the printed verdict never contradict each other.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 def holm_alphas(p_values: Sequence[float | None], alpha: float = 0.05) -> list[float]:
     """The two-sided alpha of each comparison of one family.
 
-    Sorted by p, the j-th of m is tested at ``alpha / (m - j)``; at the first that fails, all the rest stand at that
-    same alpha. A comparison without a p-value (too few seeds) counts in the family and never passes.
+    Sorted by p, the j-th of m is tested at ``alpha / (m - j)``; at the first that fails, all the rest stand
+    at that same alpha. A comparison without a p-value (too few seeds) counts in the family and never passes.
     """
     order = sorted(range(len(p_values)), key=lambda i: _p(p_values[i]))
     alphas = [alpha] * len(p_values)

@@ -70,13 +70,12 @@ class Needs:
 def further_seeds(contrast: Paired, alpha: float = 0.05, draws: int = 2000, seed: int = 0) -> Needs:
     """How many more seeds would decide whether ``contrast`` (estimate minus bound) is off 0.
 
-    Predictive draws under the reference prior 1/sigma: the spread from its scaled inverse chi-square, the mean given
-    the spread from its normal, then the coming seeds. The items stay the same ones, so their part of the variance
-    does not shrink: where that alone hides the answer, no number of seeds will do.
+    Predictive draws under the reference prior 1/sigma: the spread from its scaled inverse chi-square, the
+    mean given the spread from its normal, then the coming seeds. The items stay the same ones, so their part
+    of the variance does not shrink: where that alone hides the answer, no number of seeds will do.
     """
     if contrast.n_seeds < MIN_SEEDS:
-        few = MIN_SEEDS - contrast.n_seeds
-        return Needs(None, None, f"an interval needs at least {few} further seed{'s' if few > 1 else ''}")
+        return too_few(contrast.n_seeds)
     chance = predictive_power(contrast, alpha, draws, seed)
     low, high = _first(chance, 0.5), _first(chance, POWER)
     if high is None or low is None:
@@ -84,6 +83,12 @@ def further_seeds(contrast: Paired, alpha: float = 0.05, draws: int = 2000, seed
     if low == high:
         return Needs(low, high, f"{high} further seeds decide it with {POWER:.0%} probability")
     return Needs(low, high, f"{low} to {high} further seeds (even odds with {low}, {POWER:.0%} with {high})")
+
+
+def too_few(n_seeds: int) -> Needs:
+    """Below three seeds no spread is known, so neither is the number that would decide."""
+    few = MIN_SEEDS - n_seeds
+    return Needs(None, None, f"an interval needs at least {few} further seed{'s' if few > 1 else ''}")
 
 
 def predictive_power(contrast: Paired, alpha: float, draws: int = 2000, seed: int = 0) -> Array:
@@ -98,7 +103,7 @@ def predictive_power(contrast: Paired, alpha: float, draws: int = 2000, seed: in
     means = (n * mean + np.cumsum(coming, axis=1)) / total
     spread = squares + n * mean**2 + np.cumsum(coming**2, axis=1) - total * means**2
     seed_var = np.maximum(spread, 0.0) / (total - 1) / total
-    half = half_width(seed_var, np.full_like(seed_var, contrast.item_var), total, contrast.n_items, alpha)
+    half = half_width(seed_var, np.full_like(seed_var, contrast.item_var), total, contrast.item_df, alpha)
     return np.asarray((np.abs(means) > half).mean(axis=0), float)
 
 
@@ -108,7 +113,7 @@ def _first(chance: Array, wanted: float) -> int | None:
 
 
 def _not_decidable(contrast: Paired, alpha: float) -> str:
-    items_alone = half_width(0.0, contrast.item_var, contrast.n_seeds, contrast.n_items, alpha)
+    items_alone = half_width(0.0, contrast.item_var, contrast.n_seeds, contrast.item_df, alpha)
     if items_alone >= abs(contrast.estimate):
         return f"not decidable by seeds (the {contrast.n_items} evaluation items limit it: more items might)"
     return f"not decidable by seeds (more than {MAX_FURTHER_SEEDS})"

@@ -1,8 +1,9 @@
 """How probable it is that each point is on the Pareto frontier, given how well its means are known.
 
 Each mean is drawn from its t distribution (mean, standard error, n - 1 degrees of freedom); a point is on the
-frontier of a draw when no other is at least as good in everything and better in something. Draws are independent
-between points: pairing by seed is not used, so points that are close look less separated than they are, never more.
+frontier of a draw when no other is at least as good in everything and better in something. Draws are
+independent between points: pairing by seed is not used, so points that are close look less separated than
+they are, never more.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def frontier_probability(
 ) -> Array:
     """``[points]`` probabilities from ``[points, objectives]`` means, standard errors and numbers of seeds.
 
-    A standard error of 0 marks a fixed figure (bytes): its ``n`` is not read. A point with an uncertain objective of
-    fewer than three seeds, or with a NaN, gets NaN and takes no part.
+    A standard error of 0 marks a fixed figure (bytes): its ``n`` is not read. A point with an uncertain
+    objective of fewer than three seeds, or with a NaN, gets NaN and takes no part.
     """
     mean, error, seeds = (np.atleast_2d(np.asarray(x, float)) for x in (means, standard_errors, n))
     if not (mean.shape == error.shape == seeds.shape) or mean.shape[1] != len(better):

@@ -1,8 +1,10 @@
-"""r*: the smallest rank that is good enough, by testing downward from the largest and stopping (closed testing).
+"""r*: the smallest rank that is good enough, by testing downward from the largest and stopping (closed
+testing).
 
-Each step is a test at full level: a smaller rank is looked at only after all larger ones were supported, so the
-probability of any false "supported" along the way stays at that of one test (Marcus, Peritz & Gabriel 1976,
-fixed-sequence form). The caller brings the verdicts: against 16-bit at the same rank, or against the largest rank.
+Each step is a test at full level: a smaller rank is looked at only after all larger ones were supported, so
+the probability of any false "supported" along the way stays at that of one test (Marcus, Peritz & Gabriel
+1976, fixed-sequence form). The caller brings the verdicts: against 16-bit at the same rank, or against the
+largest rank.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from loracle.verdict.noninferiority import REJECTED, SUPPORTED, UNDECIDED, Verdi
 
 @dataclass(frozen=True)
 class RankThreshold:
-    """``rank`` is the smallest supported one (None: not even the largest), ``stopped_at`` the first that was not."""
+    """``rank`` is the smallest supported one (None: not even the largest), ``stopped_at`` the first that was
+    not.
+    """
 
     verdict: Verdict
     rank: int | None
@@ -27,8 +31,8 @@ class RankThreshold:
 def rank_threshold(verdicts: Mapping[int, Verdict], largest_is_reference: bool = False) -> RankThreshold:
     """Closed test downward over ``{rank: verdict}``.
 
-    With ``largest_is_reference`` the largest rank is the reference and holds by definition (give it or leave it out
-    of its own verdict: it is not read), and the claim is about the ranks below it.
+    With ``largest_is_reference`` the largest rank is the reference and holds by definition (give it or leave
+    it out of its own verdict: it is not read), and the claim is about the ranks below it.
     """
     ranks = sorted(verdicts, reverse=True)
     if not ranks:

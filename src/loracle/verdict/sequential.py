@@ -1,12 +1,14 @@
 """More seeds until decided: looks fixed in the plan share the error, and after the last the answer stands.
 
-Each of k looks is taken at one-sided error ``min(0.025, 0.05 / k)`` (Bonferroni over looks), so a true effect at the
-margin is ever called supported with at most 5%, however the looks depend on each other. Looking at a number of seeds
-that is not in the plan is not a look: the data then count up to the last planned one that they reach.
+Each of k looks is taken at one-sided error ``min(0.025, 0.05 / k)`` (Bonferroni over looks), so a true effect
+at the margin is ever called supported with at most 5%, however the looks depend on each other. Looking at a
+number of seeds that is not in the plan is not a look: the data then count up to the last planned one that
+they reach.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 ONE_SIDED = 0.025
@@ -16,7 +18,7 @@ SHARED = 0.05
 def check_looks(looks: Sequence[int]) -> tuple[int, ...]:
     """The looks as a tuple; they rise and start at three seeds or more."""
     fixed = tuple(int(n) for n in looks)
-    if not fixed or fixed[0] < 3 or any(b <= a for a, b in zip(fixed, fixed[1:], strict=False)):
+    if not fixed or fixed[0] < 3 or any(b <= a for a, b in itertools.pairwise(fixed)):
         raise ValueError(f"looks must rise and start at 3 seeds or more, not {list(looks)}")
     return fixed
 

@@ -1,0 +1,273 @@
+"""The inspect job: model map, data audit, predictions and cohort sizes for every cell of a study, before anything trains.
+
+Works without weights (``weights: false``): from a config and, for the data audit, a tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loracle.adapters.cohort import Member
+from loracle.adapters.targets import Site, check_rank, resolve_targets, trainable_params
+from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
+from loracle.diagnose import sizing
+from loracle.models import source as sources
+from loracle.models.census import predicted_bits
+from loracle.models.ledger import known_bytes, predict
+from loracle.models.linears import Linear, linear_map
+from loracle.models.load import (
+    count_parameters,
+    device_name,
+    load_base,
+    meta_model,
+    pick_compute_dtype,
+    pick_device,
+    pick_storage,
+)
+from loracle.models.precision import assign
+from loracle.spec.load import tuples
+from loracle.spec.study import UNQUANTIZED, Cell
+from loracle.store.files import replacing
+from loracle.store.layout import StudyFolder
+from loracle.tasks.collate import pad_token_id
+from loracle.tasks.dataset import build
+from loracle.tasks.rows import Tokenized
+
+Say = Callable[..., None]
+
+
+@dataclass
+class Base:
+    """One base of the study, as far as it could be looked at."""
+
+    source: sources.Source
+    config: Any
+    linears: list[Linear]
+    total_params: int
+    record: dict[str, Any]
+    tokenizer: Any = None
+
+
+class Inspection:
+    """One inspect job: bases, data and cells, each looked at once."""
+
+    def __init__(self, folder: StudyFolder, job: dict[str, Any], say: Say) -> None:
+        self.folder, self.job, self.say = folder, job, say
+        self.device = pick_device(job.get("device", "auto"))
+        self.weights = bool(job.get("weights", True))
+        self.bases: dict[str, Base] = {}
+        self.data: dict[str, Tokenized] = {}
+        self.data_records: dict[str, dict[str, Any]] = {}
+        self.cells = {c["key"]: Cell.model_validate(tuples(c["config"])) for c in job["cells"]}
+
+    def run(self) -> dict[str, Any]:
+        """The job's record (docs/jobs.md)."""
+        cells = {key: self.cell(key, cell) for key, cell in self.cells.items()}
+        for key in self.data:
+            self.write_eval_set(key)
+        measured = self.sizes(cells) if self.job.get("measure") and self.weights else {}
+        return {
+            "status": "done",
+            "bases": {name: base.record for name, base in self.bases.items()},
+            "data": self.data_records,
+            "cells": cells,
+            "sizing": measured,
+            "machine": machine(self.device),
+        }
+
+    # -- bases --------------------------------------------------------------------------------------------------------
+
+    def base(self, cell: Cell) -> Base:
+        """The cell's base: config, map, fingerprint."""
+        key = cell.base.model if cell.base.revision is None else f"{cell.base.model}@{cell.base.revision}"
+        if key in self.bases:
+            return self.bases[key]
+        self.say("load", base=cell.base.model)
+        source = sources.find(cell.base.model, cell.base.revision)
+        if self.weights:
+            sources.require_weights(source)
+        config = sources.load_config(source)
+        model = meta_model(config)
+        linears = linear_map(model, config.model_type)
+        if not linears:
+            raise ModelError(f"{cell.base.model}: no linear layer found in {type(model).__name__}")
+        total = count_parameters(model)
+        fingerprint, why = sources.fingerprint(source)
+        record = {
+            "model": cell.base.model,
+            "resolved": source.resolved,
+            "name": source.name,
+            "revision": source.revision,
+            "fingerprint": fingerprint,
+            "fingerprint_reason": why,
+            "architecture": type(model).__name__,
+            "model_type": config.model_type,
+            "total_params": total,
+            "n_layers": getattr(config, "num_hidden_layers", None),
+            "vocab_size": config.vocab_size,
+            "licence": sources.licence(source),
+            "linears": [
+                {"name": x.name, "layer": x.layer, "kind": x.kind, "d_in": x.d_in, "d_out": x.d_out} for x in linears
+            ],
+        }
+        self.bases[key] = Base(source, config, linears, total, record)
+        return self.bases[key]
+
+    def tokenizer(self, base: Base) -> Any:
+        """The base's tokenizer, loaded once."""
+        if base.tokenizer is None:
+            base.tokenizer = sources.load_tokenizer(base.source)
+        return base.tokenizer
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def tokenized(self, cell: Cell, base: Base) -> tuple[str | None, Tokenized | None]:
+        """The cell's rows; (key, None) with a reason in the record where ``plan`` must do without them."""
+        limit = getattr(base.config, "max_position_embeddings", None)
+        if limit and cell.task.max_length > limit:
+            raise SpecError(
+                f"{cell.task.max_length} tokens, but {base.record['name']} has {limit} positions", "task.max_length"
+            )
+        self.say("tokenize", task=cell.task.name or cell.task.data)
+        try:
+            made = build(
+                cell.task, self.tokenizer(base), sources.tokenizer_fingerprint(base.source), self.folder.root / "data"
+            )
+        except (DataError, ModelError) as error:
+            local = cell.task.data is not None and Path(cell.task.data).exists()
+            if self.weights or (local and isinstance(error, DataError)):
+                raise
+            key = f"unread-{len(self.data_records)}"
+            self.data_records[key] = {
+                "status": "failed",
+                "reason": one_line(error),
+                "fingerprint": None,
+                "train_rows": None,
+                "eval_rows": None,
+            }
+            return key, None
+        if made.key not in self.data:
+            self.data[made.key] = made
+            self.data_records[made.key] = {
+                "status": "done",
+                "reason": None,
+                "fingerprint": made.fingerprint,
+                **made.audit,
+                "labels": list(made.labels),
+            }
+        return made.key, made
+
+    def write_eval_set(self, key: str) -> None:
+        """``eval.parquet``: what the recorded losses are taken over, for anyone to recompute."""
+        import pandas as pd
+
+        path = self.folder.eval_set(None if len(self.data) == 1 else key[:12])
+        rows = self.data[key].eval
+        frame = pd.DataFrame(
+            {
+                "item": [r.item for r in rows],
+                "input_ids": [r.input_ids for r in rows],
+                "labels": [r.labels for r in rows],
+            }
+        )
+        with replacing(path) as temporary:
+            frame.to_parquet(temporary, index=False)
+        self.data_records[key]["eval_file"] = path.name
+
+    # -- cells --------------------------------------------------------------------------------------------------------
+
+    def cell(self, key: str, cell: Cell) -> dict[str, Any]:
+        """Predictions of one cell; raises for what cannot work."""
+        base = self.base(cell)
+        sites = self.sites(cell, base)
+        assignment = assign(cell.precision, base.linears)
+        trainable = trainable_params(sites, cell.adapter.rank)
+        ledger = predict(cell, base.linears, assignment, base.total_params, trainable)
+        data_key, data = self.tokenized(cell, base)
+        quantized = [x for x in base.linears if assignment[x.name] not in UNQUANTIZED]
+        weights = sum(x.params for x in quantized)
+        bits = sum(predicted_bits(assignment[x.name], cell.double_quant, cell.block_size) * x.params for x in quantized)
+        return {
+            "base": next(name for name, b in self.bases.items() if b is base),
+            "data": data_key,
+            "trainable_params": trainable,
+            "total_params": base.total_params + trainable,
+            "predicted_bytes": known_bytes(ledger),
+            "ledger": ledger,
+            "effective_bits": bits / weights if weights else None,
+            "compute_dtype": pick_compute_dtype(cell.compute_dtype, cell.default_precision, self.device),
+            "storage": pick_storage(cell.storage, cell.precision_names, self.device),
+            "steps": steps_of(cell, len(data.train) if data else None),
+        }
+
+    def sites(self, cell: Cell, base: Base) -> list[Site]:
+        """Where the cell's adapters go."""
+        sites = resolve_targets(base.linears, cell.adapter.targets)
+        check_rank(sites, cell.adapter.rank)
+        return sites
+
+    # -- sizing -------------------------------------------------------------------------------------------------------
+
+    def sizes(self, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """A measured cohort size for each group of cells that may share one."""
+        torch.set_num_threads(int(self.job.get("threads") or 1))
+        return {group["key"]: self.size(group, cells) for group in self.job.get("groups", [])}
+
+    def size(self, group: dict[str, Any], cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """One group's size; a base that does not fit at all says so."""
+        self.say("measure", group=group["key"])
+        chosen = [self.cells[key] for key in group["cells"]]
+        base = self.base(chosen[0])
+        members = [
+            Member(key, tuple(self.sites(c, base)), c.adapter.rank, c.adapter.alpha_value, c.adapter.dropout)
+            for key, c in zip(group["cells"], chosen, strict=True)
+        ]
+        rows = self.data[cells[group["cells"][0]]["data"]].train
+        try:
+            loaded = load_base(base.source, chosen[0], self.device)
+            alone = chosen[0].train.base_dropout or ("int8" in chosen[0].precision_names and self.device.type == "cuda")
+            most = 1 if alone else int(group["members"])
+            return sizing.measure(
+                loaded, members, [c.train for c in chosen], rows, pad_token_id(self.tokenizer(base)), most
+            )
+        except torch.OutOfMemoryError:
+            return {"size": 1, "ms_per_step": None, "candidates": [], "reason": "even one run does not fit in memory"}
+
+
+def steps_of(cell: Cell, train_rows: int | None) -> int | None:
+    """Optimizer steps: as given, or from epochs (1 where neither is given)."""
+    if cell.train.steps is not None:
+        return cell.train.steps
+    if train_rows is None:
+        return None
+    per_step = cell.train.batch_size * cell.train.gradient_accumulation
+    return max(1, math.ceil((cell.train.epochs or 1.0) * train_rows / per_step))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the predictions were made on."""
+    gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "device_name": device_name(device),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu_memory_bytes": gpu,
+        "gpus": torch.cuda.device_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def inspect(folder: StudyFolder, job: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Run the job; a failure that the user must mend says so."""
+    try:
+        return Inspection(folder, job, say).run()
+    except LoracleError as error:
+        return {"status": "failed", "reason": one_line(error), "usage": isinstance(error, SpecError)}

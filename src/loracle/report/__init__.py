@@ -1,0 +1,22 @@
+"""The report of a study: tables, figures, Markdown and one HTML page, from records alone. Never loads torch.
+
+``write_report(folder)`` is the way in. pyarrow, scipy, matplotlib and Jinja2 are imported when it is called, so that
+importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["write_report"]
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report/`` of a study folder and return the path of ``report/index.html``.
+
+    Run twice on the same records it writes the same bytes. A study with no plan is a ``StoreError``; runs that are
+    missing or did not finish are reported as such.
+    """
+    from loracle.report.write import write_report as write
+
+    return write(Path(folder))

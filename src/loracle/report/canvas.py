@@ -1,0 +1,165 @@
+"""What all figures share: colours of light and dark, matplotlib's settings, the lines and the axis of a rank sweep.
+
+Colour says precision, everywhere the same (Okabe and Ito's palette, safe for colour-blind readers); markers and line
+styles say it again. matplotlib's object interface only: no pyplot, no state left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from loracle.report.evidence import CellData, StudyData
+from loracle.report.tables import Table
+from loracle.verdict.entries import Entry
+
+WIDTH, DPI = 4.7, 200
+
+MAX_PANELS = 8
+
+
+class NoData(Exception):
+    """There is nothing to draw; the message says why."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one appearance."""
+
+    paper: str
+    ink: str
+    faint: str
+    grid: str
+    precision: Mapping[str, str]
+    other: Sequence[str]
+    null: str
+
+
+LIGHT = Theme(
+    paper="#ffffff", ink="#1c2024", faint="#646b73", grid="#e4e7ea", null="#9aa3ac",
+    precision={"bf16": "#0072B2", "fp16": "#0072B2", "fp32": "#0072B2",
+               "nf4": "#D55E00", "fp4": "#A0508A", "int8": "#008F6B"},
+    other=("#8A6D00", "#5B5BD6", "#B0003A"),
+)  # fmt: skip
+
+DARK = Theme(
+    paper="#181b20", ink="#e8eaed", faint="#9aa3ad", grid="#2d323a", null="#7d8792",
+    precision={"bf16": "#56B4E9", "fp16": "#56B4E9", "fp32": "#56B4E9",
+               "nf4": "#FF8A3D", "fp4": "#DE94C4", "int8": "#3CCFA4"},
+    other=("#F0E442", "#A5A5FF", "#FF7A9C"),
+)  # fmt: skip
+
+MARKERS = {"bf16": "o", "fp16": "o", "fp32": "o", "nf4": "s", "fp4": "D", "int8": "^"}
+
+LINES = {"bf16": "-", "fp16": "-", "fp32": "-", "nf4": (0, (5, 1.5)), "fp4": (0, (1, 1)), "int8": (0, (4, 1, 1, 1))}
+
+Draw = Callable[[Any, StudyData, Sequence[Entry], Mapping[str, Table], Theme], str]
+
+
+@contextmanager
+def styled(theme: Theme) -> Iterator[None]:
+    import matplotlib
+    from matplotlib import style
+
+    settings = {
+        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.0, "axes.titlesize": 9.0,
+        "axes.labelsize": 9.0, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5,
+        "text.parse_math": False,
+        "figure.facecolor": theme.paper, "axes.facecolor": theme.paper, "savefig.facecolor": theme.paper,
+        "text.color": theme.ink, "axes.labelcolor": theme.faint, "axes.titlecolor": theme.ink,
+        "axes.edgecolor": theme.faint,
+        "xtick.color": theme.faint, "ytick.color": theme.faint, "grid.color": theme.grid, "grid.linewidth": 0.8,
+        "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.spines.left": False, "axes.linewidth": 0.8, "xtick.major.size": 0, "ytick.major.size": 0,
+        "legend.frameon": False, "legend.handlelength": 1.8, "axes.titlelocation": "left", "axes.titlepad": 6.0,
+    }  # fmt: skip
+    with matplotlib.rc_context(), style.context(["default", settings]):
+        yield
+
+
+def colour_of(theme: Theme, precision: str, known: Sequence[str]) -> str:
+    """A precision's own colour; mixed and unknown ones take the spare colours in the order of the plan."""
+    if precision in theme.precision:
+        return theme.precision[precision]
+    others = [p for p in known if p not in theme.precision]
+    return theme.other[others.index(precision) % len(theme.other)] if precision in others else theme.ink
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one line of a rank figure is about: cells alike in all but the rank."""
+
+    name: str
+    precision: str
+    colour: str
+    marker: str
+    style: Any
+    cells: Sequence[CellData]
+
+
+def lines_of(data: StudyData, theme: Theme, cells: Sequence[CellData]) -> list[Line]:
+    known = list(dict.fromkeys(cell.precision for cell in data.cells))
+    groups: dict[str, list[CellData]] = {}
+    for cell in cells:
+        groups.setdefault(cell.series, []).append(cell)
+    alone = len({group[0].precision for group in groups.values()}) == len(groups)
+    spare = ("o", "s", "^", "D", "v", "P", "X", "*")
+    found = []
+    for i, (series, group) in enumerate(groups.items()):
+        precision = group[0].precision
+        marker = MARKERS.get(precision, "X") if alone else spare[i % len(spare)]
+        line = LINES.get(precision, "-")
+        name = precision if alone else series
+        found.append(Line(short(name), precision, colour_of(theme, precision, known), marker, line, group))
+    return found
+
+
+def places(data: StudyData, lines: Sequence[Line]) -> tuple[dict[str, float], list[str], str]:
+    """Where each cell stands on the x axis: by rank, or by label where no rank is varied."""
+    ranks = sorted({c.rank for line in lines for c in line.cells if c.rank is not None})
+    step = min(0.12, 0.6 / max(len(lines), 1))
+    if len(ranks) > 1 and all(c.rank is not None for line in lines for c in line.cells):
+        offsets = [(i - (len(lines) - 1) / 2) * step for i in range(len(lines))]
+        where = {
+            c.id: ranks.index(c.rank or 0) + offset
+            for line, offset in zip(lines, offsets, strict=True)
+            for c in line.cells
+        }
+        return where, [str(r) for r in ranks], "rank"
+    cells = [c for line in lines for c in line.cells]
+    return {c.id: float(i) for i, c in enumerate(cells)}, [short(c.label, 18) for c in cells], ""
+
+
+def rank_axis(axes: Any, names: Sequence[str], label: str) -> None:
+    tilted = label == "" and len(names) > 3
+    axes.set_xticks(range(len(names)), names, **({"rotation": 30, "ha": "right"} if tilted else {}))
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xlabel(label)
+    axes.grid(False, axis="x")
+
+
+def heading(figure: Any, text: str, theme: Theme) -> None:
+    figure.suptitle(text, x=0.01, ha="left", fontsize=9.0, color=theme.ink)
+
+
+def write(
+    axes: Any, text: str, at: tuple[float, float], offset: tuple[float, float], theme: Theme, va: str = "center"
+) -> None:
+    """A small label beside a point, ``offset`` in points."""
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", va=va, fontsize=8.5, color=theme.ink)
+
+
+def legend(axes: Any, entries: int) -> None:
+    axes.figure.legend(loc="outside lower center", ncols=min(entries, 4 if entries != 3 else 3))
+
+
+def short(text: str, limit: int = 28) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def pale(colour: str, paper: str, share: float = 0.42) -> str:
+    """A colour mixed with the paper's."""
+    pairs = [(int(colour[i : i + 2], 16), int(paper[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)

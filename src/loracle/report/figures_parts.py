@@ -1,0 +1,175 @@
+"""Figures by part: likeness of the learned updates by layer, memory by component."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from loracle.report.canvas import MARKERS, MAX_PANELS, WIDTH, NoData, Theme, colour_of, heading, pale, short, write
+from loracle.report.evidence import StudyData, number
+from loracle.report.tables import COMPONENTS, Table, similarity_groups
+from loracle.verdict.similarity import THRESHOLD, layer_profile
+
+MAX_BARS = 10
+
+
+PARTS = (
+    "#0072B2", "#56B4E9", "#66717c", "#D55E00", "#E69F00", "#DCCB00", "#009E73", "#CC79A7", "#8458b3", "#aab2ba",
+)  # fmt: skip
+
+SIMILARITY_CAPTION = (
+    "Cosine between what the quantized and the 16-bit run learned (ΔW = scale·B·A). Grey is the null: two "
+    "16-bit runs that differ in data order alone. Where it is as low, a low cosine says nothing against quantization."
+)
+
+
+def draw_similarity(figure: Any, data: StudyData, entries: Any, tables: Any, theme: Theme) -> str:
+    groups = [(c, i, p, n) for c, i, p, n, _ in similarity_groups(data)]
+    profiles = [(cell, cell_id, layer_profile(pairs, null)) for cell, cell_id, pairs, null in groups]
+    profiles = [p for p in profiles if p[2]][:MAX_PANELS]
+    if not profiles:
+        raise NoData("no pair of adapters was compared (diagnose/similarity.json is missing or has no pairs)")
+    columns = 2 if len(profiles) > 1 else 1
+    rows = math.ceil(len(profiles) / columns)
+    figure.set_size_inches(WIDTH, 3.5 if rows == 1 else 0.9 + 1.65 * rows)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    known = list(dict.fromkeys(cell.precision for cell in data.cells))
+    bands = [band for _, _, bands in profiles for band in bands]
+    low = min(v for b in bands for v in (b.mean, *(b.interval or ()), *(b.null_range or ())))
+    for i, (cell, cell_id, profile) in enumerate(profiles):
+        axes = grid[i // columns][i % columns]
+        _null_band(axes, profile, theme)
+        axes.axhline(
+            THRESHOLD, color=theme.ink, linewidth=1.0, linestyle=(0, (2, 2)), label=f"claim: above {THRESHOLD}"
+        )
+        x = range(len(profile))
+        colour = colour_of(theme, cell.precision, known) if cell else theme.ink
+        marker = MARKERS.get(cell.precision, "X") if cell else "X"
+        for at, band in zip(x, profile, strict=True):
+            if band.interval:
+                axes.plot([at, at], band.interval, color=colour, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(
+            x,
+            [b.mean for b in profile],
+            color=colour,
+            linewidth=1.2,
+            marker=marker,
+            markersize=4.5,
+            label="quantized against 16-bit",
+        )
+        every = max(1, math.ceil(len(profile) / (6 if columns == 2 else 14)))
+        axes.set_xticks(list(x)[::every], [str(b.layer) for b in profile][::every])
+        axes.set_ylim(min(low - 0.02, 0.9), 1.005)
+        axes.set_title(short(cell.label if cell else cell_id, 26))
+        axes.grid(False, axis="x")
+        if i + columns >= len(profiles):
+            axes.set_xlabel("layer")
+            axes.tick_params(labelbottom=True)
+    for spare in range(len(profiles), rows * columns):
+        grid[spare // columns][spare % columns].set_visible(False)
+    heading(figure, "Cosine of ΔW against the 16-bit twin", theme)
+    handles, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    said = [f"{cell.label if cell else i} {sum(b.mean for b in p) / len(p):.3f}" for cell, i, p in profiles]
+    return "Mean cosine of the learned updates with their 16-bit twins: " + "; ".join(said)
+
+
+def _null_band(axes: Any, profile: Sequence[Any], theme: Theme) -> None:
+    """The null's range by layer; a line where it is one pair."""
+    beside = [(i, b) for i, b in enumerate(profile) if b.null_range]
+    if not beside:
+        return
+    x = [i for i, _ in beside]
+    low, high = [b.null_range[0] for _, b in beside], [b.null_range[1] for _, b in beside]
+    axes.fill_between(x, low, high, color=theme.null, alpha=0.4, linewidth=0)
+    axes.plot(x, [b.null_mean for _, b in beside], color=theme.null, linewidth=1.4, label="null: data order alone")
+
+
+MEMORY_CAPTION = (
+    "Upper bar of each pair: predicted for an accelerator. Lower bar: measured by a probe on the device named. "
+    "The storage of the weights is named. A component that is not predicted, or was not measured, is left out of its "
+    "bar: compare component with component, not the ends of the bars."
+)
+
+
+def draw_memory(figure: Any, data: StudyData, entries: Any, tables: Mapping[str, Table], theme: Theme) -> str:
+    from matplotlib.patches import Patch
+
+    bars = _memory_bars(tables["memory"])
+    if not bars:
+        raise NoData("neither a prediction nor a measurement of memory by component is at hand")
+    cut = len(bars) > MAX_BARS
+    bars = _ends(bars) if cut else bars
+    figure.set_size_inches(WIDTH, 1.6 + 0.24 * len(bars) + 0.25 * len({b[0] for b in bars}))
+    axes = figure.subplots()
+    largest = max(sum(parts.values()) for _, _, parts in bars)
+    unit, name = (1e9, "GB") if largest >= 1e9 else (1e6, "MB")
+    y, ticks, previous = 0.0, [], None
+    for title, kind, parts in bars:
+        if title != previous:
+            y += 0.95 if previous else 0.0
+            write(axes, short(title, 48), (0, y), (0, 10.5), theme, va="bottom")
+        _bar(axes, y, {part: value / unit for part, value in parts.items()}, kind != "predicted", theme)
+        ticks.append((y, kind))
+        previous, y = title, y + 0.9
+    axes.set_yticks([t for t, _ in ticks], [t for _, t in ticks])
+    axes.invert_yaxis()
+    axes.set_xlim(0, largest / unit * 1.12)
+    axes.grid(False, axis="y")
+    heading(figure, f"Memory by component ({name}); pale: predicted, full: measured", theme)
+    seen = _ordered({part for _, _, parts in bars for part, value in parts.items() if value > 0})
+    names = [part.replace("_", " ") for part in seen]
+    figure.legend([Patch(color=_part_colour(part)) for part in seen], names, loc="outside lower center", ncols=2)
+    note = " Only the first and last cells are drawn; all are in tables/memory.csv." if cut else ""
+    return (
+        "Memory by component: "
+        + "; ".join(f"{t} {k} {sum(p.values()) / unit:.3g} {name}" for t, k, p in bars)
+        + "."
+        + note
+    )
+
+
+def _bar(axes: Any, y: float, parts: Mapping[str, float], measured: bool, theme: Theme) -> None:
+    """One stacked bar with its total."""
+    left = 0.0
+    for part in _ordered(parts):
+        colour = _part_colour(part) if measured else pale(_part_colour(part), theme.paper)
+        axes.barh(y, parts[part], 0.82, left, color=colour, edgecolor=theme.paper, linewidth=0.5)
+        left += parts[part]
+    write(axes, f"{left:.3g}", (left, y), (3, 0), theme)
+
+
+def _ordered(parts: Iterable[str]) -> list[str]:
+    """Components in the ledger's order, unknown ones last."""
+    found = set(parts)
+    return [c for c in COMPONENTS if c in found] + sorted(found - set(COMPONENTS))
+
+
+def _part_colour(part: str) -> str:
+    return PARTS[COMPONENTS.index(part)] if part in COMPONENTS else PARTS[-1]
+
+
+def _memory_bars(table: Table) -> list[tuple[str, str, dict[str, float]]]:
+    """(cell and storage, predicted or measured, {component: bytes}) in the order of the table."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in table.rows:
+        if row["component"] in ("peak", "sum_of_known"):
+            continue
+        storage = "" if row["storage"] == "unquantized" else f" ({row['storage']})"
+        device = f" ({short(row['device'], 12)})" if row["device"] else ""
+        for kind in ("predicted", "measured"):
+            value = number(row[f"{kind}_bytes"])
+            if value is not None:
+                title = f"{row.get('label', row['cell'])}{storage}"
+                found.setdefault((title, kind + (device if kind == "measured" else "")), {})[row["component"]] = value
+    titles = list(dict.fromkeys(title for title, _ in found))
+    return [(t, kind, parts) for t in titles for (title, kind), parts in found.items() if title == t]
+
+
+def _ends(bars: Sequence[Any]) -> list[Any]:
+    """The first and last cells, as many as fit."""
+    titles = list(dict.fromkeys(bar[0] for bar in bars))
+    half = max(1, MAX_BARS // 4)
+    kept = {*titles[:half], *titles[-half:]}
+    return [bar for bar in bars if bar[0] in kept]

@@ -1,0 +1,139 @@
+"""report.md: the page's facts as Markdown. All text is made inert first (``inert.markdown``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from loracle.report.answers import Example
+from loracle.report.facts import Facts, Group, Sentence
+from loracle.report.grids import Grid
+from loracle.report.inert import markdown as inert
+from loracle.report.wording import plural
+
+
+def render(facts: Facts) -> str:
+    """The whole report."""
+    return "\n".join(_lines(facts)).rstrip() + "\n"
+
+
+def _lines(facts: Facts) -> Iterator[str]:
+    yield from (f"# {inert(facts.name)}", "", inert(facts.subtitle), "", "## Recommendation", "")
+    yield from (f"**{inert(facts.recommendation)}**", "")
+    yield from _bullets(facts.why)
+    yield from _bullets(facts.notes, "> ")
+    yield from ("## What is decided, and what is not", "")
+    yield from _sentences(facts.headlines)
+    if facts.glance is not None:
+        yield from _grid(facts.glance)
+    yield ", ".join(f"{n} {verdict}" for verdict, n in facts.tally) + "."
+    yield from ("", "## What this rests on", "")
+    yield from _bullets([f"{value} {text}" for value, text in facts.basis])
+    yield from ("## Did the runs learn?", "", inert(facts.learned), "")
+    yield from _figures(facts, "metric_by_rank.png", "loss_curves.png")
+    for grid in facts.learning:
+        yield from _grid(grid)
+    yield from ("## What quantization costs", "")
+    yield from _figures(facts, "rank_threshold_plot.png")
+    yield from _groups(facts.topics["cost"])
+    yield from ("## Do both learn the same?", "")
+    yield from _figures(facts, "weight_similarity_matrix.png")
+    yield from _groups(facts.topics["likeness"])
+    for optional in (facts.similarity, facts.agreement):
+        if optional is not None:
+            yield from _grid(optional)
+    yield from ("## Memory and speed", "")
+    yield from _figures(facts, "memory_comparison.png")
+    yield from _groups(facts.topics["resources"])
+    yield from _grid(facts.memory)
+    yield from _grid(facts.speed)
+    yield from ("## Every planned run", "", ", ".join(f"{n} {state}" for state, n in facts.states) + ".", "")
+    if facts.unfinished is not None:
+        yield from _grid(facts.unfinished)
+    yield from _grid(facts.cells)
+    yield from ("## Data", "")
+    for grid in facts.audits:
+        yield from _grid(grid)
+    for pieces in facts.data_examples:
+        texts = [f"**{inert(text)}**" if scored else inert(text) for text, scored in pieces if text.strip()]
+        yield f"- {' '.join(texts)}"
+    if facts.data_examples:
+        yield ""
+    yield from ("## Answers side by side", "", inert(facts.examples_note), "")
+    for example in facts.examples:
+        yield from _example(example)
+    yield from ("## Provenance", "")
+    yield from _grid(facts.provenance)
+    yield from ("Files beside this page:", "")
+    for name, text, rows in facts.tables:
+        yield f"- [tables/{name}.csv](tables/{name}.csv): {text} ({plural(rows, 'row')})"
+    yield "- [verdicts.json](verdicts.json): every verdict with its estimate, interval and records"
+    yield from ("", "## How to read a verdict", "")
+    yield from _READING
+
+
+_READING = (
+    "- **supported**: the whole interval lies inside the margin. The difference may still be real.",
+    "- **rejected**: the whole interval lies outside the margin.",
+    "- **undecided**: the interval crosses the margin, or there are under three seeds: no evidence for either side.",
+    "- **confounded**: the arms differ in more than the one thing asked about, so no verdict is given.",
+    "",
+    "n counts seeds: runs are paired by seed. Intervals are 95% unless adjusted (Holm). Exploratory questions suggest,",
+    "they do not prove. Predicted figures are called predicted; what was not measured says why.",
+)
+
+
+def _bullets(texts: Sequence[str], mark: str = "- ") -> Iterator[str]:
+    """A list, or a quotation of paragraphs with ``mark`` "> "."""
+    for text in texts:
+        yield f"{mark}{inert(text)}"
+        if mark == "> " and text != texts[-1]:
+            yield ">"
+    if texts:
+        yield ""
+
+
+def _sentences(sentences: Sequence[Sentence]) -> Iterator[str]:
+    for s in sentences:
+        standing = {"primary": " *Primary question.*", "exploratory": " *Exploratory.*"}.get(s.standing, "")
+        yield f"- **{inert(s.verdict)}**: {inert(s.text)}{standing}"
+    if sentences:
+        yield ""
+
+
+def _groups(groups: Sequence[Group]) -> Iterator[str]:
+    for group in groups:
+        yield from (f"### {inert(group.title)}", "")
+        yield from _sentences(group.sentences)
+
+
+def _grid(grid: Grid) -> Iterator[str]:
+    if grid.title:
+        yield from (f"### {inert(grid.title)}", "")
+    yield f"| {' | '.join(inert(c) for c in grid.columns)} |"
+    numbers = [item.number for item in grid.rows[0]] if grid.rows else [False] * len(grid.columns)
+    yield f"| {' | '.join('---:' if n else '---' for n in numbers)} |"
+    for row in grid.rows:
+        cells = [f"{item.text} {item.verdict}" if item.number and item.verdict else item.text for item in row]
+        yield f"| {' | '.join(inert(cell) for cell in cells)} |"
+    yield ""
+    if grid.note:
+        yield from (inert(grid.note), "")
+
+
+def _figures(facts: Facts, *names: str) -> Iterator[str]:
+    for name in names:
+        figure = facts.figures[name]
+        if figure.light is None:
+            yield from (f"No figure “{figure.title}”: {inert(figure.reason)}.", "")
+        else:
+            yield from (f"![{inert(figure.alt)}](figures/{name})", "", inert(figure.caption), "")
+
+
+def _example(example: Example) -> Iterator[str]:
+    yield from (f"### Item {example.item}", "")
+    rows = [("prompt", example.prompt)] if example.prompt else []
+    rows.append(("reference", example.reference))
+    rows += [(f"{label}{f' ({mark})' if mark else ''}", text) for label, text, mark in example.answers]
+    for name, text in rows:
+        yield f"- {inert(name)}: {inert(text)}"
+    yield ""

@@ -1,0 +1,324 @@
+"""The CSV tables of a report. Columns are fixed (``COLUMNS``); an empty cell is a figure that does not exist.
+
+Rates are fractions of 1, losses nats per token, sizes bytes, times seconds unless a column ends in ``_ms``.
+Intervals (``_low``, ``_high``) are two-sided 95% over seeds (Student's t), empty below three seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
+from loracle.report.inert import csv_cell
+from loracle.report.wording import FRACTIONS, mean, t_interval
+from loracle.verdict.entries import Entry
+from loracle.verdict.similarity import layer_profile, null_pairs
+
+RUN_METRICS = (
+    "eval_loss", "train_loss", "perplexity", "exact_match", "label_accuracy", "plain_text_loss",
+    "base_eval_loss", "base_exact_match", "base_label_accuracy", "base_plain_text_loss",
+)  # fmt: skip
+CELL_METRICS = ("eval_loss", "perplexity", "exact_match", "label_accuracy", "plain_text_loss")
+COMPONENTS = (
+    "quantized_weights", "quantization_constants", "other_weights", "adapters", "gradients", "optimizer",
+    "saved_activations", "logits_and_loss", "dequantization_workspace", "rest",
+)  # fmt: skip
+QUALITY = ("degradation", "gain_kept", "task_metric")
+MATCH = 0.95
+
+_CELL = ("cell", "label", "precision", "method", "rank", "targets")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "runs": (
+        "run", "role", *_CELL, "seed", "status", "reason", *RUN_METRICS, "trainable_params", "total_params",
+        "effective_bits", "steps", "tokens_seen", "wall_s", "cohort_wall_s", "reload_passed", "reload_difference",
+        "adapter_sha256",
+    ),
+    "cells": (
+        *_CELL, "reference", "trainable_params", "total_params", "effective_bits", "planned",
+        *(state.replace(" ", "_") for state in ALL_STATES),
+        *(f"{name}_{part}" for name in CELL_METRICS for part in ("mean", "low", "high", "n")), "wall_s_mean",
+    ),
+    "degradation": (
+        "question", "precision", "rank", "arm", "reference", "metric", "n", "estimate", "low", "high", "level",
+        "margin", "change_percent", "change_low_percent", "change_high_percent", "verdict", "difference", "confounds",
+    ),
+    "similarity_by_layer": (
+        *_CELL, "layer", "n", "cosine_mean", "cosine_low", "cosine_high", "null_mean", "null_min", "null_max",
+        "null_n", "null_same_cell", "l2_mean", "relative_difference_mean", "principal_angle_cosine_mean",
+    ),
+    "agreement": (
+        *_CELL, "reference", "n", "items", "token_match_mean", "token_match_low", "token_match_high", "exact_mean",
+        "at_least_0_95",
+    ),
+    "memory": (
+        *_CELL, "storage", "gradient_checkpointing", "device", "component", "predicted_bytes", "measured_bytes",
+        "reason",
+    ),
+    "speed": (
+        *_CELL, "storage", "gradient_checkpointing", "device", "batch_size", "length", "ms_per_step_median",
+        "ms_per_step_p10", "ms_per_step_p90", "steps_timed", "tokens_per_s", "reason",
+    ),
+    "learning": (
+        "run", *_CELL, "seed", "status", "base_eval_loss", "eval_loss", "eval_loss_change", "chance",
+        "base_label_accuracy", "label_accuracy", "base_exact_match", "exact_match", "base_plain_text_loss",
+        "plain_text_loss",
+    ),
+    "data_audit": ("data", "field", "value"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of raw values under ``COLUMNS[name]``."""
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+
+    def to_csv(self) -> str:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(COLUMNS[self.name])
+        for row in self.rows:
+            writer.writerow([csv_cell(row.get(column)) for column in COLUMNS[self.name]])
+        return buffer.getvalue()
+
+
+def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
+    """Every table, also those that have no rows."""
+    rows: dict[str, Iterator[dict[str, Any]]] = {
+        "runs": (_run(data, run) for run in data.runs),
+        "cells": (_cell_row(data, cell) for cell in data.cells),
+        "degradation": _degradation(data, entries),
+        "similarity_by_layer": _similarity(data),
+        "agreement": _agreement(data),
+        "memory": _memory(data),
+        "speed": _speed(data),
+        "learning": (_learning(data, run) for run in data.runs if run.role == "run"),
+        "data_audit": _audit(data),
+    }
+    return {name: Table(name, list(found)) for name, found in rows.items()}
+
+
+def named(cell: CellData | None, cell_id: str) -> dict[str, Any]:
+    """The columns that say which cell a row is about."""
+    if cell is None:
+        return {"cell": cell_id}
+    return {
+        "cell": cell.id,
+        "label": cell.label,
+        "precision": cell.precision,
+        "method": cell.method,
+        "rank": cell.rank,
+        "targets": cell.targets,
+    }
+
+
+def _run(data: StudyData, run: RunData) -> dict[str, Any]:
+    record, reload = run.record, run.record.get("reload") or {}
+    row = named(data.by_cell.get(run.cell), run.cell) | {"run": run.id, "role": run.role, "seed": run.seed}
+    row |= {"status": run.status, "reason": run.reason or None}
+    row |= {name: run.metric(name) for name in RUN_METRICS}
+    keys = ("trainable_params", "total_params", "effective_bits", "steps", "tokens_seen", "wall_s", "cohort_wall_s")
+    row |= {key: record.get(key) for key in (*keys, "adapter_sha256")}
+    return row | {"reload_passed": reload.get("passed"), "reload_difference": number(reload.get("difference"))}
+
+
+def _cell_row(data: StudyData, cell: CellData) -> dict[str, Any]:
+    runs = data.of_cell(cell.id)
+    row = named(cell, cell.id) | {"reference": cell.reference, "planned": len(runs)}
+    row |= {key: cell.raw.get(key) for key in ("trainable_params", "total_params", "effective_bits")}
+    row |= {state.replace(" ", "_"): sum(r.status == state for r in runs) for state in ALL_STATES}
+    for name in CELL_METRICS:
+        row |= summary(name, data.values(cell.id, name))
+    return row | {"wall_s_mean": mean(data.values(cell.id, "wall_s"))}
+
+
+def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """``{name}_mean, _low, _high, _n`` over seeds."""
+    low, high = t_interval(values, fraction=name in FRACTIONS) or (None, None)
+    return {f"{name}_mean": mean(values), f"{name}_low": low, f"{name}_high": high, f"{name}_n": len(values)}
+
+
+def _degradation(data: StudyData, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    for entry in entries:
+        if entry["question"] not in QUALITY:
+            continue
+        cell = data.by_cell.get(str(entry["arm"]))
+        low, high = entry["interval"] or (None, None)
+        row = {
+            key: entry[key] for key in ("question", "arm", "reference", "metric", "n", "estimate", "level", "margin")
+        }
+        row |= {"low": low, "high": high, "verdict": entry["verdict"], "difference": entry["difference"]}
+        row |= {"precision": cell.precision if cell else None, "rank": cell.rank if cell else None}
+        if entry["question"] == "degradation":
+            parts = {"change_percent": entry["estimate"], "change_low_percent": low, "change_high_percent": high}
+            row |= {key: None if v is None else 100 * math.expm1(v) for key, v in parts.items()}
+        yield row | {"confounds": ", ".join(entry["confounds"])}
+
+
+def similarity_groups(data: StudyData) -> Iterator[tuple[CellData | None, str, list[Any], list[Any], bool]]:
+    """Pairs by the arm's cell: (cell, its id, pairs, null pairs, whether the null is of the same rank and targets)."""
+    pairs = (data.similarity or {}).get("pairs") or []
+    groups: dict[str, list[Any]] = {}
+    for pair in pairs:
+        if pair.get("kind") == "precision":
+            run = data.by_run.get(str(pair.get("b")))
+            groups.setdefault(run.cell if run else str(pair.get("b")), []).append(pair)
+    order = {cell.id: i for i, cell in enumerate(data.cells)}
+    for cell_id in sorted(groups, key=lambda c: (order.get(c, len(order)), c)):
+        first = groups[cell_id][0]
+        null, same = null_pairs(pairs, first.get("rank"), first.get("targets"))
+        yield data.by_cell.get(cell_id), cell_id, groups[cell_id], list(null), same
+
+
+def _similarity(data: StudyData) -> Iterator[dict[str, Any]]:
+    for cell, cell_id, pairs, null, same in similarity_groups(data):
+        for band in layer_profile(pairs, null):
+            low, high = band.interval or (None, None)
+            null_low, null_high = band.null_range or (None, None)
+            row = named(cell, cell_id) | {"layer": band.layer, "n": band.n, "cosine_mean": band.mean}
+            row |= {"cosine_low": low, "cosine_high": high, "null_mean": band.null_mean}
+            row |= {"null_min": null_low, "null_max": null_high, "null_n": band.null_n, "null_same_cell": same}
+            for key in ("l2", "relative_difference", "principal_angle_cosine"):
+                row[f"{key}_mean"] = mean(_of_layer(pairs, band.layer, key))
+            yield row
+
+
+def _of_layer(pairs: Sequence[Any], layer: Any, key: str) -> list[float]:
+    found = (number(part.get(key)) for pair in pairs for part in pair["layers"] if part["layer"] == layer)
+    return [value for value in found if value is not None]
+
+
+def _agreement(data: StudyData) -> Iterator[dict[str, Any]]:
+    groups: dict[str, list[Any]] = {}
+    for pair in (data.agreement or {}).get("pairs") or []:
+        run = data.by_run.get(str(pair.get("run")))
+        if run is not None:
+            groups.setdefault(run.cell, []).append(pair)
+    for cell in data.cells:
+        pairs = groups.get(cell.id, [])
+        values = [v for p in pairs if (v := number(p.get("token_match"))) is not None]
+        if not values:
+            continue
+        exact = [v for p in pairs if (v := number(p.get("exact"))) is not None]
+        found = summary("token_match", values)
+        row = named(cell, cell.id) | {"reference": cell.reference, "n": found.pop("token_match_n"), **found}
+        items = [int(v) for p in pairs if (v := number(p.get("items"))) is not None]
+        row |= {"items": max(items, default=None), "exact_mean": mean(exact)}
+        yield row | {"at_least_0_95": found["token_match_mean"] >= MATCH}
+
+
+def _memory(data: StudyData) -> Iterator[dict[str, Any]]:
+    probed: dict[str, list[Any]] = {}
+    for probe in data.probes:
+        probed.setdefault(str(probe.get("cell")), []).append(probe)
+    for cell in data.cells:
+        for probe in probed.get(cell.id, [None]):
+            yield from _ledger(cell, probe)
+
+
+def _ledger(cell: CellData, probe: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    config = cell.raw.get("config") or {}
+    measured: Mapping[str, Any] = probe or {}
+    planned, ledger = cell.raw.get("ledger") or {}, measured.get("ledger") or {}
+    storage = storage_of(cell, probe)
+    checkpointing = measured.get("gradient_checkpointing", (config.get("train") or {}).get("gradient_checkpointing"))
+    row = named(cell, cell.id) | {
+        "storage": storage,
+        "gradient_checkpointing": checkpointing,
+        "device": measured.get("device"),
+    }
+    missing = measured.get("peak_reason") or _why_missing(probe)
+    names = [name for name in COMPONENTS if name in ledger or name in planned]
+    for name in [*names, *sorted((set(planned) | set(ledger)) - set(COMPONENTS))]:
+        part = ledger.get(name) or {}
+        bytes_measured = part.get("measured_bytes")
+        reason = (
+            None if bytes_measured is not None else part.get("measured_bytes_reason") or part.get("reason") or missing
+        )
+        predicted = part.get("predicted_bytes", planned.get(name))
+        yield row | {
+            "component": name,
+            "predicted_bytes": predicted,
+            "measured_bytes": bytes_measured,
+            "reason": reason,
+        }
+    known_parts = [name for name, part in ledger.items() if part.get("predicted_bytes") is not None] or list(ledger)
+    found = [v for name in known_parts if (v := number(ledger[name].get("measured_bytes"))) is not None]
+    total = int(sum(found)) if found else None
+    known = cell.raw.get("predicted_bytes")
+    reason = None if found else missing
+    yield row | {"component": "sum_of_known", "predicted_bytes": known, "measured_bytes": total, "reason": reason}
+    peak = measured.get("peak_allocated_bytes")
+    reason = None if peak is not None else missing
+    yield row | {"component": "peak", "predicted_bytes": None, "measured_bytes": peak, "reason": reason}
+
+
+def storage_of(cell: CellData, probe: Mapping[str, Any] | None) -> str:
+    """How the weights lie in a figure of memory or speed. Predictions and probes are of quantized storage."""
+    if not cell.quantized:
+        return "unquantized"
+    return str((probe or {}).get("storage") or "quantized")
+
+
+def _why_missing(probe: Mapping[str, Any] | None) -> str:
+    if probe is None:
+        return "not probed"
+    status, reason = probe.get("status"), probe.get("reason")
+    if status != "done":
+        return f"probe {status}: {reason}" if reason else f"probe {status}"
+    return str(reason or "not measured")
+
+
+def _speed(data: StudyData) -> Iterator[dict[str, Any]]:
+    probed: dict[str, list[Any]] = {}
+    for probe in data.probes:
+        probed.setdefault(str(probe.get("cell")), []).append(probe)
+    for cell in data.cells:
+        for probe in probed.get(cell.id, [{}]):
+            times = probe.get("ms_per_step") or {}
+            row = named(cell, cell.id)
+            keys = ("gradient_checkpointing", "device", "batch_size", "length", "tokens_per_s")
+            row |= {key: probe.get(key) for key in keys} | {"storage": storage_of(cell, probe)}
+            row |= {f"ms_per_step_{key}": number(times.get(key)) for key in ("median", "p10", "p90")}
+            row["steps_timed"] = times.get("n")
+            known = row["ms_per_step_median"] is not None
+            yield row | {"reason": None if known else probe.get("ms_per_step_reason") or _why_missing(probe or None)}
+
+
+def _learning(data: StudyData, run: RunData) -> dict[str, Any]:
+    row = named(data.by_cell.get(run.cell), run.cell) | {"run": run.id, "seed": run.seed, "status": run.status}
+    row |= {name: run.metric(name) for name in COLUMNS["learning"] if name in RUN_METRICS}
+    before, after = row["base_eval_loss"], row["eval_loss"]
+    change = after - before if before is not None and after is not None else None
+    return row | {"eval_loss_change": change, "chance": data.chance()}
+
+
+def audits(data: StudyData) -> dict[str, Mapping[str, Any]]:
+    """The audit of each data set: the plan's, or a record's where the plan has none."""
+    found = {str(k): v for k, v in (data.plan.get("data") or {}).items() if isinstance(v, Mapping)}
+    if not found:
+        own = next((run.record["audit"] for run in data.runs if run.record.get("audit")), None)
+        found = {"data": own} if own else {}
+    return {key: value.get("audit") or value for key, value in sorted(found.items())}
+
+
+def _audit(data: StudyData) -> Iterator[dict[str, Any]]:
+    for key, audit in audits(data).items():
+        for field, value in _fields(audit):
+            yield {"data": key, "field": field, "value": value}
+
+
+def _fields(audit: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for field, value in audit.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{field}.{inner}", v) for inner, v in value.items() if not isinstance(v, Mapping | list))
+        elif isinstance(value, list):
+            yield from ((f"{field}.{i}", v) for i, v in enumerate(value) if not isinstance(v, Mapping | list))
+        else:
+            yield field, value

@@ -1,0 +1,40 @@
+"""Writes ``report/``: verdicts, tables, figures, Markdown, and last the page, each file atomically.
+
+Nothing here depends on the clock, the machine or the folder's place: the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loracle.report import facts as facts_of
+from loracle.report import figures as figures_of
+from loracle.report import markdown, page
+from loracle.report import tables as tables_of
+from loracle.report.evidence import read_study
+from loracle.store.files import write_bytes, write_json, write_text
+from loracle.store.layout import StudyFolder
+from loracle.verdict import decide, recommendation
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a study folder; returns the path of its page."""
+    data = read_study(folder)
+    study = data.evidence()
+    entries = decide(study)
+    tables = tables_of.all_tables(data, entries)
+    figures = figures_of.all_figures(data, entries, tables)
+    facts = facts_of.gather(data, entries, recommendation(entries, study), tables, figures)
+    out = StudyFolder(folder).report
+    write_json(out / "verdicts.json", entries)
+    for name, table in tables.items():
+        write_text(out / "tables" / f"{name}.csv", table.to_csv())
+    for figure in figures:
+        path = out / "figures" / figure.file
+        if figure.light is not None:
+            write_bytes(path, figure.light)
+        else:
+            path.unlink(missing_ok=True)
+    write_text(out / "report.md", markdown.render(facts))
+    write_text(out / "index.html", page.render(facts))
+    return out / "index.html"

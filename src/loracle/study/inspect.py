@@ -1,0 +1,86 @@
+"""The inspect job: the one look at models and data that a plan needs. Run by a worker; this side has no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loracle.base.errors import LoracleError, SpecError
+from loracle.spec.study import Study
+from loracle.store.files import SCHEMA
+from loracle.store.layout import StudyFolder
+from loracle.study.cells import PlannedCell, plain, planned_cells
+from loracle.study.cohorts import group_key
+from loracle.study.crew import Crew, Ended, Job
+from loracle.study.plan import null_count
+from loracle.study.resources import Machine, concurrency
+
+JOB = "inspect"
+
+
+class WorkerDied(LoracleError):
+    """A worker ended without a record: its log is all there is."""
+
+
+def inspect(
+    study: Study, layout: StudyFolder, crew: Crew, machine: Machine, *, weights: bool, measure: bool
+) -> dict[str, Any]:
+    """Run the inspect job in ``layout``'s folder and return its record.
+
+    Raises ``SpecError`` for what the user must mend, ``LoracleError`` for what went wrong otherwise.
+    """
+    cells = planned_cells(study)
+    groups = inspect_groups(study, cells)
+    workers, threads = concurrency(study.run, machine, sum(group["members"] for group in groups))
+    payload = {
+        "schema": SCHEMA,
+        "kind": "inspect",
+        "id": JOB,
+        "device": study.run.device,
+        "threads": threads,
+        "cells": [{"key": planned.key, "config": plain(planned.cell)} for planned in cells],
+        "groups": groups,
+        "measure": measure,
+        "workers": workers,
+        "weights": weights,
+    }
+    job = Job(layout.job(JOB), payload, "looking at model and data", threads)
+    record = accepted(job, crew.one(job))
+    _check(record, cells)
+    return record
+
+
+def inspect_groups(study: Study, cells: list[PlannedCell]) -> list[dict[str, Any]]:
+    """Cells that may share a cohort, with the number of their runs, the null's included."""
+    groups: dict[str, dict[str, Any]] = {}
+    null = null_count(study, cells)
+    for planned in cells:
+        group = groups.setdefault(group_key(planned), {"key": group_key(planned), "cells": [], "members": 0})
+        group["cells"].append(planned.key)
+        group["members"] += len(study.seeds) + null.get(planned.key, 0)
+    return list(groups.values())
+
+
+def accepted(job: Job, end: Ended) -> dict[str, Any]:
+    """The record of a job that must succeed, or the error to show."""
+    if end.status == "done":
+        return end.record
+    if not end.record:
+        raise WorkerDied(f"{end.reason} (log: {job.folder / 'log.txt'})")
+    if end.record.get("usage"):
+        raise SpecError(end.reason)
+    raise LoracleError(end.reason)
+
+
+def _check(record: dict[str, Any], cells: list[PlannedCell]) -> None:
+    missing = [planned.label for planned in cells if planned.key not in record.get("cells", {})]
+    if missing:
+        raise LoracleError(f"the inspect job says nothing about {missing[0]}")
+
+
+def unreadable(record: dict[str, Any]) -> list[str]:
+    """Why data sets could not be read; a plan may go on without them, a run may not."""
+    return [
+        str(entry.get("reason") or f"data set {key} could not be read")
+        for key, entry in record.get("data", {}).items()
+        if entry.get("status", "done") not in ("done", "ok", None)
+    ]

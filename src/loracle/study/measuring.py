@@ -1,0 +1,141 @@
+"""What is measured after training: diagnose (similarity, agreement) and one probe a cell, alone on the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loracle.base.errors import StoreError
+from loracle.spec.study import UNQUANTIZED, Study
+from loracle.store.files import SCHEMA, digest, read_json, write_json
+from loracle.store.layout import StudyFolder
+from loracle.study.cells import asks
+from loracle.study.crew import Crew, Job
+from loracle.study.states import run_record
+
+PROBE_STEPS = 20
+PROBE_WARMUP = 5
+DIAGNOSE = "diagnose"
+
+
+def diagnose(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: Crew, threads: int) -> str | None:
+    """Run the diagnose job unless its inputs are those of last time. Returns what went wrong, if anything."""
+    done = {run["id"]: record for run in plan["runs"] if (record := _done(layout, run["id"]))}
+    pairs, agreement = diagnose_pairs(plan, done)
+    pairs = pairs if asks(study, "similarity") else []
+    if not pairs and not agreement:
+        return None
+    used = sorted({pair[end] for pair in [*pairs, *agreement] for end in ("a", "b", "run", "twin") if end in pair})
+    inputs = digest([pairs, agreement, {run: done[run].get("adapter_sha256") for run in used}])
+    folder = layout.job(DIAGNOSE)
+    if _unchanged(layout, inputs):
+        return None
+    payload = {
+        "schema": SCHEMA,
+        "kind": "diagnose",
+        "id": DIAGNOSE,
+        "device": study.run.device,
+        "threads": threads,
+        "pairs": pairs,
+        "agreement": agreement,
+        "inputs_sha256": inputs,
+    }
+    end = crew.one(Job(folder, payload, "comparing adapters", threads))
+    return None if end.status == "done" else f"diagnose: {end.reason}"
+
+
+def diagnose_pairs(
+    plan: Mapping[str, Any], done: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """(similarity pairs, agreement pairs) among the runs that are done; ``a`` and ``twin`` are the reference's."""
+    cells = {cell["id"]: cell for cell in plan["cells"]}
+    runs = {run["id"]: run for run in plan["runs"]}
+    by_cell = {(run["cell"], run["seed"]): run["id"] for run in plan["runs"] if run["role"] == "run"}
+    twins = [
+        (by_cell.get((cells[run["cell"]]["reference"], run["seed"])), run["id"])
+        for run in plan["runs"]
+        if run["role"] == "run" and cells[run["cell"]]["reference"]
+    ]
+    both = [(a, b) for a, b in twins if a in done and b in done]
+    null = [(pair["a"], pair["b"]) for pair in plan["null_pairs"] if pair["a"] in done and pair["b"] in done]
+
+    def pair(a: str, b: str, kind: str) -> dict[str, Any]:
+        cell = cells[runs[b]["cell"]]
+        return {"a": a, "b": b, "kind": kind, "rank": cell["rank"], "targets": cell["targets"], "seed": runs[b]["seed"]}
+
+    pairs = [pair(str(a), b, "precision") for a, b in both] + [pair(a, b, "null") for a, b in null]
+    agreement = [{"run": b, "twin": str(a)} for a, b in both if cells[runs[b]["cell"]]["config"]["task"]["generate"]]
+    return pairs, agreement
+
+
+def probes(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: Crew, threads: int) -> None:
+    """Measure memory and speed of each cell that has not been, one at a time with nothing else running."""
+    if not asks(study, "memory", "speed"):
+        return
+    for cell in plan["cells"]:
+        folder = layout.probe(cell["id"])
+        if _probe_status(layout, cell["id"]) in ("done", "oom"):
+            continue
+        end = crew.one(Job(folder, probe_job(study, cell, threads), f"probe {cell['id']}", threads))
+        if not end.record:
+            status = "oom" if end.memory_killed else "failed"
+            write_json(folder / "record.json", _unprobed(cell, status, end.reason))
+
+
+def probe_job(study: Study, cell: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """The probe of one cell, in true quantized storage whatever it was trained in (docs/jobs.md)."""
+    precision = cell["config"]["precision"]
+    names = set(precision.values()) if isinstance(precision, Mapping) else {precision}
+    storage = "quantized" if names - UNQUANTIZED else cell["config"]["storage"]
+    return {
+        "schema": SCHEMA,
+        "kind": "probe",
+        "id": cell["id"],
+        "device": study.run.device,
+        "threads": threads,
+        "cell": cell["id"],
+        "config": {**cell["config"], "storage": storage},
+        "data": cell["data"],
+        "steps": PROBE_STEPS,
+        "warmup": PROBE_WARMUP,
+    }
+
+
+def _unprobed(cell: Mapping[str, Any], status: str, reason: str) -> dict[str, Any]:
+    figures = ("ms_per_step", "tokens_per_s", "peak_allocated_bytes", "peak_reserved_bytes", "effective_bits", "device")
+    ledger = {
+        part: {"predicted_bytes": size, "measured_bytes": None} for part, size in (cell.get("ledger") or {}).items()
+    }
+    return {
+        "schema": SCHEMA,
+        "kind": "probe",
+        "id": cell["id"],
+        "cell": cell["id"],
+        "status": status,
+        "reason": reason,
+        **dict.fromkeys(figures),
+        "ledger": ledger,
+    }
+
+
+def _probe_status(layout: StudyFolder, cell: str) -> str | None:
+    try:
+        return str(read_json(layout.probe(cell) / "record.json").get("status"))
+    except StoreError:
+        return None
+
+
+def _done(layout: StudyFolder, run: str) -> dict[str, Any] | None:
+    record = run_record(layout, run)
+    return record if record and record.get("status") == "done" else None
+
+
+def _unchanged(layout: StudyFolder, inputs: str) -> bool:
+    """Whether the last diagnose job was over the same adapters and its results are there."""
+    folder = layout.job(DIAGNOSE)
+    try:
+        same = read_json(folder / "job.json").get("inputs_sha256") == inputs
+        written = layout.similarity.is_file() or layout.agreement.is_file()
+        return same and written and read_json(folder / "record.json").get("status") == "done"
+    except StoreError:
+        return False

@@ -1,0 +1,169 @@
+"""From a file's row to an ``Example``: what is prompt, what is answer. A row of no use is dropped with its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loracle.spec.study import Task
+from loracle.tasks.columns import OPTIONAL, RESPONSE, Layout, fill
+from loracle.tasks.metrics import label_words
+from loracle.tasks.rows import Example, Segment
+
+# The prompt of the first document; the input block is left out where a row has no input.
+ALPACA = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+ALPACA_NO_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
+TEXT_LABEL = "Text: {text}\nLabel:"
+PROMPT = "{prompt}"
+
+ROLES = {
+    "system": "system", "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+}  # fmt: skip
+
+
+class Drop(Exception):
+    """This row is left out; the message is the reason that the audit counts."""
+
+
+@dataclass
+class Parsed:
+    """The usable rows of a file as (item, example), and why the others were dropped."""
+
+    examples: list[tuple[int, Example]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    read: int = 0
+
+
+def parse(rows: Sequence[dict[str, Any]], shape: Layout, task: Task) -> Parsed:
+    """Every row of a file as an example, or dropped."""
+    out = Parsed(read=len(rows))
+    for item, row in enumerate(rows):
+        try:
+            out.examples.append((item, example(row, shape, task)))
+        except Drop as reason:
+            out.dropped[str(reason)] += 1
+    return out
+
+
+def example(row: dict[str, Any], shape: Layout, task: Task) -> Example:
+    """One row as an ``Example``; raises ``Drop``."""
+    if shape.format in ("messages", "sharegpt"):
+        return _conversation(row.get(next(iter(shape.columns.values()))), task.system)
+    if shape.format == "text":
+        text = _required(row, shape, "text")
+        return Example(segments=(Segment(text, True, True),))
+    prompt = _prompt(row, shape)
+    if shape.format == "text_label":
+        label = _label(_required(row, shape, "label"), task)
+        return _answered(prompt, label, reference=label, label=label)
+    answer = _required(row, shape, RESPONSE[shape.format])
+    joined = shape.template is None and shape.format == "prompt_completion"
+    return _answered(prompt, answer, reference=answer.strip(), raw=joined)
+
+
+def _answered(prompt: str, answer: str, reference: str, label: str | None = None, raw: bool = False) -> Example:
+    """Prompt and answer. White space between them belongs to the answer, so that generation starts where training did.
+
+    Where a template ends in no white space the answer gets one space; ``raw`` (a bare prompt and completion) adds none.
+    """
+    head = prompt.rstrip(" ")
+    gap = prompt[len(head) :]
+    if not head.strip():
+        raise Drop("prompt is empty")
+    if not raw and not gap and not head[-1].isspace() and not answer[0].isspace():
+        gap = " "
+    return Example((Segment(head, False), Segment(gap + answer, True, True)), reference=reference, label=label)
+
+
+def _prompt(row: dict[str, Any], shape: Layout) -> str:
+    optional = OPTIONAL.get(shape.format, set())
+    values: dict[str, str] = {}
+    for name in shape.columns:
+        if name != RESPONSE[shape.format] and (shape.template is None or name in shape.template_fields):
+            value = row.get(shape.columns[name])
+            values[name] = text_of(value, name) if name in optional else _required(row, shape, name)
+    if shape.template is not None:
+        for name, column in shape.template_fields.items():
+            values.setdefault(name, text_of(row.get(column), name))
+        return fill(shape.template, values)
+    if shape.format == "alpaca":
+        return fill(ALPACA if values.get("input", "").strip() else ALPACA_NO_INPUT, values)
+    return fill(TEXT_LABEL if shape.format == "text_label" else PROMPT, values)
+
+
+def _required(row: dict[str, Any], shape: Layout, ours: str) -> str:
+    text = text_of(row.get(shape.columns[ours]), ours)
+    if not text.strip():
+        raise Drop(f"{ours} is empty")
+    return text
+
+
+def text_of(value: Any, name: str) -> str:
+    """A value as text: numbers and booleans are written out, null is empty; lists and objects are no text."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, list | tuple | dict):
+        raise Drop(f"{name} is {'an object' if isinstance(value, dict) else 'a list'}, not text")
+    else:
+        text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate from a JSON escape: no tokenizer takes it
+        raise Drop(f"{name} is not valid Unicode") from None
+    return text
+
+
+def _label(text: str, task: Task) -> str:
+    """A label in words. With ``task.labels``, a number is the place of a label in that list."""
+    words = label_words(text)
+    if task.labels is None:
+        return words
+    known = [label_words(label) for label in task.labels]
+    if words not in known and words.isdecimal() and int(words) < len(known):
+        return known[int(words)]
+    return words
+
+
+def _conversation(value: Any, system: str | None) -> Example:
+    messages = _messages(value)
+    if messages[0]["role"] != "system" and system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return Example(messages=tuple(messages), reference=messages[-1]["content"].strip())
+
+
+def _messages(value: Any) -> list[dict[str, str]]:
+    """``[{role, content}]`` or ``[{from, value}]`` with roles in our words: system?, then user and assistant in turns.
+
+    Turns after the last answer are left out: nothing in them is scored.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise Drop(f"the conversation is {'not a list of messages' if value else 'empty'}")
+    turns = [_message(turn) for turn in value]
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    if not turns:
+        raise Drop("the conversation has no assistant turn")
+    expected = "user"
+    for turn in turns[1:] if turns[0]["role"] == "system" else turns:
+        if turn["role"] != expected:
+            raise Drop("the turns do not alternate between user and assistant, the user first")
+        expected = "assistant" if expected == "user" else "user"
+    return turns
+
+
+def _message(turn: Any) -> dict[str, str]:
+    if not isinstance(turn, dict):
+        raise Drop("a message is not an object")
+    role = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        raise Drop(f"a message has the role {str(role)[:24]!r}")
+    text = text_of(content, "a message")
+    if not text.strip():
+        raise Drop("a message is empty")
+    return {"role": ROLES[role.lower()], "content": text}

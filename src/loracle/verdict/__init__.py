@@ -1,0 +1,13 @@
+"""Records to decisions: paired statistics, non-inferiority, r*, similarity against its null, confounds,
+Pareto.
+
+Pure functions over plain values: numpy, scipy and the standard library only; no file is read here. The rules
+are DESIGN section 6, and each one's error rates are checked by simulation
+(``tests/verdict/test_verdict_simulation.py``).
+"""
+
+from loracle.verdict.evidence import RunScores, StudyEvidence
+from loracle.verdict.questions import decide
+from loracle.verdict.recommendation import recommendation
+
+__all__ = ["RunScores", "StudyEvidence", "decide", "recommendation"]

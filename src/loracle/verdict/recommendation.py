@@ -1,0 +1,132 @@
+"""What to use, in plain sentences: the cheapest cell that is shown to be good enough, and what is undecided.
+
+A 16-bit reference is always a candidate. A quantized cell is one when its degradation was supported. Both
+must have a rank that is shown to be enough, where that was asked. Cheap means predicted bytes. Among settings
+that no question compares (learning rates, targets), the group with the lowest mean 16-bit eval loss is taken,
+and the text says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from loracle.verdict import entries
+from loracle.verdict.entries import Entry
+from loracle.verdict.evidence import Record, StudyEvidence
+from loracle.verdict.scope import arms, label, other_factors, rank_of, references, scope_of
+
+
+def recommendation(given: Sequence[Entry], study: StudyEvidence) -> dict[str, Any]:
+    """``{text, cell, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None."""
+    undecided = [e["statement"] for e in given if e["verdict"] == "undecided"]
+    candidates = _candidates(given, study)
+    if not candidates:
+        text = "Nothing can be recommended yet: no 16-bit reference has a finished run."
+        return {"text": text, "cell": None, "why": [], "runner_up": None, "undecided": undecided}
+    best, why = _best_group(candidates, study)
+    best.sort(key=lambda c: (_bytes(c), -(rank_of(c) or 0)))
+    chosen, others = best[0], best[1:]
+    why = [*_reasons(given, study, chosen), *why]
+    runner = others[0] if others else None
+    text = _text(given, study, chosen, runner)
+    return {
+        "text": text,
+        "cell": chosen["id"],
+        "why": why,
+        "runner_up": runner["id"] if runner else None,
+        "undecided": undecided,
+    }
+
+
+def _candidates(given: Sequence[Entry], study: StudyEvidence) -> list[Record]:
+    good = {e["arm"] for e in given if e["question"] == "degradation" and e["verdict"] == "supported"}
+    cells = [c for c in references(study) if _mean_loss(study, c) is not None]
+    cells += [c for c in arms(study) if c["id"] in good]
+    return [c for c in cells if _rank_shown(given, study, c)]
+
+
+def _rank_shown(given: Sequence[Entry], study: StudyEvidence, cell: Record) -> bool:
+    """Whether the cell's rank is at or above the r* of its own precision; True where that was not asked."""
+    scope = {k: v for k, v in scope_of(study, cell).items() if k != "rank"}
+    entry = next((e for e in given if e["question"] == "rank_enough" and e["scope"] == scope), None)
+    rank = rank_of(cell)
+    if entry is None or rank is None:
+        return True
+    enough = entry["estimate"] if entry["estimate"] is not None else _largest_rank(study, scope)
+    return enough is None or rank >= enough
+
+
+def _largest_rank(study: StudyEvidence, scope: dict[str, Any]) -> int | None:
+    alike = [c for c in study.cells.values() if {k: v for k, v in scope_of(study, c).items() if k != "rank"} == scope]
+    return max((rank_of(c) or 0 for c in alike), default=None)
+
+
+def _best_group(candidates: Sequence[Record], study: StudyEvidence) -> tuple[list[Record], list[str]]:
+    """Candidates of the setting whose 16-bit runs have the lowest mean eval loss."""
+    groups: dict[str, list[Record]] = {}
+    for cell in candidates:
+        groups.setdefault(repr(other_factors(study, cell)), []).append(cell)
+    if len(groups) == 1:
+        return list(candidates), []
+
+    def loss(cells: Sequence[Record]) -> float:
+        known = [_mean_loss(study, study.cells.get(str(c.get("reference")), c)) for c in cells]
+        return min((x for x in known if x is not None), default=float("inf"))
+
+    best = min(groups.values(), key=loss)
+    setting = entries.where(other_factors(study, best[0])).removeprefix(" at ")
+    note = f"Of {len(groups)} settings, {setting} has the lowest mean 16-bit eval loss ({loss(best):.4f});"
+    note += " no verdict compares them."
+    return best, [note]
+
+
+def _reasons(given: Sequence[Entry], study: StudyEvidence, cell: Record) -> list[str]:
+    scope = {k: v for k, v in scope_of(study, cell).items() if k != "rank"}
+    asked = ("degradation", "gain_kept", "task_metric", "memory", "speed", "similarity")
+    about = [e for e in given if e["arm"] == cell["id"] and e["question"] in asked]
+    about += [e for e in given if e["question"] in ("rank_threshold", "rank_enough") and e["scope"] == scope]
+    return [e["statement"] for e in about if e["verdict"] != "undecided"]
+
+
+def _text(given: Sequence[Entry], study: StudyEvidence, cell: Record, runner: Record | None) -> str:
+    scope = scope_of(study, cell)
+    size = f", {entries.size(cell['predicted_bytes'])} predicted" if cell.get("predicted_bytes") else ""
+    text = f"Use {label(cell)}{entries.where(scope)}{size}"
+    if cell.get("reference"):
+        text += ": the cheapest cell whose loss is shown to stay within the margin of 16-bit."
+    else:
+        text += f": {_why_reference(given)}."
+    if _contradicted(given, cell):
+        text += " But not everything speaks for it: see the rejected claims below."
+    if runner is not None:
+        text += f" Runner-up: {label(runner)}{entries.where(scope_of(study, runner))}."
+    return text
+
+
+def _contradicted(given: Sequence[Entry], cell: Record) -> bool:
+    quality = ("gain_kept", "task_metric")
+    return any(e["arm"] == cell["id"] and e["question"] in quality and e["verdict"] == "rejected" for e in given)
+
+
+def _why_reference(given: Sequence[Entry]) -> str:
+    states = [e["verdict"] for e in given if e["question"] == "degradation"]
+    if not states:
+        return "nothing was asked about what quantization costs"
+    if "supported" in states:
+        return "the quantized cells within the margin are not cheaper, or their rank is not shown to be enough"
+    if set(states) == {"rejected"}:
+        return "every quantized cell is shown to lose more than the margin"
+    return "no quantized cell is shown to stay within the margin (undecided is not good enough to rely on)"
+
+
+def _mean_loss(study: StudyEvidence, cell: Record) -> float | None:
+    runs = study.runs.get(str(cell["id"]), {}).values()
+    known = [float(r["eval_loss"]) for r in runs if r.get("status") == "done" and r.get("eval_loss") is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _bytes(cell: Record) -> float:
+    return float(cell.get("predicted_bytes") or float("inf"))

@@ -1,0 +1,154 @@
+"""Which cells are compared, and what a comparison is about: references, labels, scopes, groups along the
+rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loracle.verdict.claims import Claim
+from loracle.verdict.comparisons import Comparison
+from loracle.verdict.confounds import Differences, Guard, differences, factor, flatten, guard, precision_label
+from loracle.verdict.evidence import Pairing, Record, StudyEvidence, pair
+
+BY_PRECISION = {"precision", "double_quant", "block_size", "compute_dtype"}
+BY_RANK = {"rank", "alpha"}
+
+
+def arms(found: StudyEvidence) -> list[Record]:
+    """Cells that have a reference, in the plan's order."""
+    return [c for c in found.cells.values() if c.get("reference") in found.cells]
+
+
+def references(found: StudyEvidence) -> list[Record]:
+    """Cells that have none: the 16-bit ones."""
+    return [c for c in found.cells.values() if not c.get("reference")]
+
+
+def rank_of(cell: Record) -> int | None:
+    rank = cell.get("rank")
+    return rank if isinstance(rank, int) and not isinstance(rank, bool) else None
+
+
+def label(cell: Record) -> str:
+    """The cell's precision in words; a method other than LoRA is named with it."""
+    method = cell.get("method")
+    words = precision_label(cell.get("precision"))
+    return words if method in (None, "lora") else f"{method} {words}"
+
+
+def scope_of(found: StudyEvidence, cell: Record) -> dict[str, Any]:
+    """Precision, rank and every other swept factor of a cell."""
+    scope: dict[str, Any] = {"precision": precision_label(cell.get("precision"))}
+    if rank_of(cell) is not None:
+        scope["rank"] = rank_of(cell)
+    return scope | other_factors(found, cell)
+
+
+def other_factors(found: StudyEvidence, cell: Record) -> dict[str, Any]:
+    """Swept factors beside precision and rank, less what those two determine (block size, alpha: 2r)."""
+    own = _by_factor(cell)
+    return {name: _shown(own.get(name)) for name in _swept(found) if name in own}
+
+
+def rank_groups(found: StudyEvidence, cells: Sequence[Record]) -> list[dict[int, Record]]:
+    """Cells alike in all but the rank, ``{rank: cell}`` each, in the plan's order."""
+    groups: dict[str, dict[int, Record]] = {}
+    for cell in cells:
+        rank = rank_of(cell)
+        if rank is not None:
+            key = repr((precision_label(cell.get("precision")), *_own_settings(cell), other_factors(found, cell)))
+            groups.setdefault(key, {})[rank] = cell
+    return list(groups.values())
+
+
+def compare(
+    found: StudyEvidence, claim: Claim, arm: Record, reference: Record, swept: str, bundle: Any = None
+) -> Comparison:
+    """An arm against a reference under a claim, with its pairing and its guard against confounding."""
+    pairing = pair(found, arm, reference)
+    scope = scope_of(found, arm)
+    if claim.question == "task_metric":
+        scope["metric"] = claim.metric
+    names = (
+        (label(arm), label(reference)) if swept != "rank" else (f"rank {rank_of(arm)}", f"rank {rank_of(reference)}")
+    )
+    return Comparison(claim, pairing, scope, check(found, arm, reference, swept, bundle, pairing), names)
+
+
+def check(
+    found: StudyEvidence,
+    arm: Record,
+    reference: Record,
+    swept: str,
+    bundle: Any = None,
+    pairing: Pairing | None = None,
+) -> Guard:
+    """Guard over the plan's configs, the configs that the paired runs recorded, their seeds and their
+    devices.
+    """
+    result = _differences(arm, reference)
+    changed, derived = list(result.changed), list(result.derived)
+    if pairing is not None and pairing.seeds:
+        a, b = (found.runs[str(c["id"])][pairing.seeds[0]] for c in (arm, reference))
+        recorded = differences(a.get("config") or {}, b.get("config") or {})
+        changed += [*recorded.changed, *pairing.unlike, *_unlike_device(a, b)]
+        derived += recorded.derived
+    unique = Differences(tuple(dict.fromkeys(changed)), tuple(dict.fromkeys(derived)))
+    return guard(unique, swept, bundle)
+
+
+def _differences(arm: Record, reference: Record) -> Differences:
+    left, right = arm.get("config"), reference.get("config")
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return differences(left, right)
+    planned = arm.get("differences") if arm.get("reference") == reference.get("id") else ()
+    return Differences(tuple(planned or ()), ())
+
+
+def _unlike_device(a: Record, b: Record) -> list[str]:
+    left, right = ((r.get("provenance") or {}).get("device") for r in (a, b))
+    return ["device"] if left and right and left != right else []
+
+
+def _swept(found: StudyEvidence) -> list[str]:
+    """Factors that vary over the plan's cells and are no function of (precision, rank)."""
+    rows = [(c, _by_factor(c)) for c in found.cells.values()]
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    names_left = [n for n in names if n not in {"precision", "rank"} and len({repr(r.get(n)) for _, r in rows}) > 1]
+    return [n for n in names_left if not _determined(n, rows)]
+
+
+def _determined(name: str, rows: Sequence[tuple[Record, Mapping[str, Any]]]) -> bool:
+    if name not in BY_PRECISION | BY_RANK:
+        return False
+    seen: dict[str, set[str]] = {}
+    for cell, row in rows:
+        by = rank_of(cell) if name in BY_RANK else precision_label(cell.get("precision"))
+        seen.setdefault(repr(by), set()).add(repr(row.get(name)))
+    return all(len(values) == 1 for values in seen.values())
+
+
+def _by_factor(cell: Record) -> dict[str, Any]:
+    config = cell.get("config")
+    flat = flatten(config) if isinstance(config, Mapping) else {}
+    grouped: dict[str, Any] = {}
+    for path, value in flat.items():
+        name = factor(path)
+        grouped[name] = value if name not in {"base", "task"} else _identity(config or {}, name)
+    return grouped
+
+
+def _identity(config: Mapping[str, Any], name: str) -> str:
+    block = config.get(name) or {}
+    return str(block.get("name") or block.get("model") or block.get("fingerprint") or name)
+
+
+def _own_settings(cell: Record) -> tuple[Any, ...]:
+    own = _by_factor(cell)
+    return tuple(repr(own.get(name)) for name in sorted(BY_PRECISION - {"precision"}))
+
+
+def _shown(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,157 @@
+"""``python -m loracle.worker DIR``: claim the folder, do its job, write its record. Contract: docs/jobs.md."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loracle.base.errors import EXIT_SIGTERM, LoracleError, SpecError, one_line
+from loracle.base.log import logger, to_stderr
+from loracle.store.claims import claim
+from loracle.store.files import SCHEMA, read_json, write_json
+from loracle.store.layout import StudyFolder
+
+CLAIM_WAIT_S = 60.0
+
+
+class Stop:
+    """Whether an end was asked for. Until ``now`` a signal only sets the flag; after it, it ends the process."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.at_once = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def now(self) -> None:
+        """From here on a signal ends the process: everything worth keeping is on disk."""
+        self.at_once = True
+        if self.asked:
+            raise SystemExit(EXIT_SIGTERM)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.asked = True
+        if self.at_once:
+            raise SystemExit(EXIT_SIGTERM)
+
+
+def die_with_parent() -> None:
+    """SIGTERM when the parent dies (Linux), so that no worker outlives its study."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    parent = os.environ.get("LORACLE_PARENT")
+    if parent is not None and os.getppid() != int(parent):
+        raise SystemExit(EXIT_SIGTERM)
+
+
+def say(phase: str, **facts: Any) -> None:
+    """One progress line on stdout; a reader that is gone means the parent is."""
+    try:
+        print(json.dumps({"event": "progress", "phase": phase, **facts}), flush=True)
+    except BrokenPipeError:
+        os._exit(EXIT_SIGTERM)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA's and the CPU allocator's ways of saying so."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    )
+
+
+def work(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
+    """Do the job; what can be said of a failure goes into the record."""
+    kinds: dict[str, Callable[[], dict[str, Any]]] = {
+        "inspect": lambda: _inspect(folder, job),
+        "train": lambda: _train(folder, job, stop),
+        "diagnose": lambda: _diagnose(folder, job),
+        "probe": lambda: _probe(folder, job),
+    }
+    if job.get("kind") not in kinds:
+        return {"status": "failed", "reason": f"unknown kind of job: {job.get('kind')!r}"}
+    try:
+        return kinds[job["kind"]]()
+    except LoracleError as error:
+        return {"status": "failed", "reason": one_line(error), "usage": isinstance(error, SpecError)}
+    except Exception as error:
+        logger.exception("the job failed")
+        return {"status": "oom" if is_out_of_memory(error) else "failed", "reason": one_line(error)}
+
+
+def _study_folder(folder: Path) -> StudyFolder:
+    return StudyFolder(folder.parent.parent)
+
+
+def _inspect(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    from loracle.diagnose.inspect import inspect
+
+    return inspect(_study_folder(folder), job, say)
+
+
+def _train(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
+    from loracle.worker.train import TrainJob
+
+    return TrainJob(_study_folder(folder), folder, job, say, stop).run()
+
+
+def _diagnose(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    from loracle.diagnose.pairs import diagnose
+
+    return diagnose(_study_folder(folder), job)
+
+
+def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    from loracle.diagnose.probe import probe
+
+    return probe(_study_folder(folder), job, say)
+
+
+def prepare_torch(threads: int | None) -> None:
+    """Fixed thread count, deterministic algorithms, no progress bars of other libraries."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code as docs/jobs.md says."""
+    if arguments == ["--doctor"]:
+        from loracle.diagnose.machine import facts
+
+        print(json.dumps(facts()))
+        return 0
+    die_with_parent()
+    stop = Stop()
+    to_stderr()
+    folder = Path(arguments[0]).resolve()
+    try:
+        job = read_json(folder / "job.json")
+        with claim(folder / "claim.lock", f"job {folder.name}", CLAIM_WAIT_S):
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            prepare_torch(job.get("threads"))
+            record = work(folder, job, stop)
+            write_json(
+                folder / "record.json", {"schema": SCHEMA, "kind": job.get("kind"), "id": job.get("id"), **record}
+            )
+    except LoracleError as error:
+        logger.error(one_line(error))
+        return error.exit_code
+    return EXIT_SIGTERM if record["status"] == "interrupted" else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,188 @@
+"""A worker without torch that obeys docs/jobs.md. ``FAKE_WORKER`` (JSON in the environment) says how it misbehaves.
+
+Training is a hash chain over steps that starts from the cohort's composition: like the real engine, its result
+depends on who sits beside whom and on nothing else, and it resumes from a checkpoint to the same end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from loracle.store.claims import claim
+from loracle.store.files import digest, read_json, write_bytes, write_json
+
+OPTIONS = json.loads(os.environ.get("FAKE_WORKER", "{}"))
+stopped = False
+
+
+def stop(*_: object) -> None:
+    global stopped
+    stopped = True
+
+
+def progress(**event: object) -> None:
+    print(json.dumps({"event": "progress", **event}), flush=True)
+
+
+def orphan() -> bool:
+    return str(os.getppid()) != os.environ["LORACLE_PARENT"]
+
+
+def once(name: str) -> bool:
+    """True the first ``OPTIONS[name]`` times; the count lies in a file beside the study."""
+    times, counter = OPTIONS.get(name, 0), Path(OPTIONS.get("state", ".")) / f"{name}.count"
+    if not times:
+        return False
+    seen = int(counter.read_text()) if counter.exists() else 0
+    counter.write_text(str(seen + 1))
+    return seen < times
+
+
+def inspect(job: dict, root: Path) -> dict:
+    if "usage" in OPTIONS:
+        return {"status": "failed", "reason": OPTIONS["usage"], "usage": True}
+    if "broken" in OPTIONS:
+        return {"status": "failed", "reason": OPTIONS["broken"]}
+    bases, data, cells = {}, {}, {}
+    for cell in job["cells"]:
+        config = cell["config"]
+        model = config["base"]["model"]
+        name = Path(model).name
+        bases[model] = {
+            "model": model, "resolved": model, "name": name, "revision": None,
+            "fingerprint": digest(["base", name]) if job["weights"] else None, "linears": [],
+        }  # fmt: skip
+        rows = Path(config["task"]["data"])
+        text = rows.read_bytes() if rows.is_file() else b""
+        key = hashlib.sha256(text + str(config["task"]["max_length"]).encode()).hexdigest()[:8]
+        (root / "data" / key).mkdir(parents=True, exist_ok=True)
+        write_bytes(root / "data" / key / "train.parquet", b"train")
+        write_bytes(root / "eval.parquet", b"eval")
+        data[key] = {
+            "fingerprint": digest(["data", key]), "rows_read": 10, "dropped": {"empty": 1}, "duplicates": 2,
+            "train_rows": 8, "eval_rows": 2, "overlap": 0, "truncated": 1, "zero_target_rows": 0,
+            "target_token_share": 0.5,
+            "eval_file": "eval.parquet", "status": "done", "reason": None,
+        }  # fmt: skip
+        rank = config["adapter"]["rank"]
+        quantized = config["precision"] in ("nf4", "int8")
+        cells[cell["key"]] = {
+            "base": model, "data": key, "trainable_params": 100 * rank, "total_params": 10_000 + 100 * rank,
+            "predicted_bytes": 20_000 + rank, "ledger": {"adapters": 400 * rank},
+            "effective_bits": 4.127 if quantized else 16.0,
+            "compute_dtype": "float32", "storage": "dequantized" if quantized else "quantized",
+            "steps": config["train"]["steps"] or 10,
+        }  # fmt: skip
+    size = OPTIONS.get("size", 6)
+    sizing = {
+        group["key"]: {
+            "size": size,
+            "ms_per_step": 10.0 * size if job["measure"] else None,
+            "candidates": [],
+            "reason": "fake",
+        }
+        for group in job["groups"]
+    }
+    machine = {"device": OPTIONS.get("device", "cpu"), "cores": 2, "threads": job["threads"]}
+    return {"status": "done", "bases": bases, "data": data, "cells": cells, "sizing": sizing, "machine": machine}
+
+
+def train(job: dict, folder: Path, root: Path) -> dict:
+    members = job["members"]
+    if len(members) > OPTIONS.get("oom_above", 1000) or any(
+        m["run"].startswith(OPTIONS.get("oom_run", "-")) for m in members
+    ):
+        return {"status": "oom", "reason": "out of memory"}
+    steps, checkpoint = members[0]["config"]["train"]["steps"], folder / "checkpoint.json"
+    state = read_json(checkpoint) if checkpoint.exists() else {"step": 0, "hash": digest([m["run"] for m in members])}
+    while state["step"] < steps:
+        if stopped:
+            write_json(checkpoint, state)
+            write_json(folder / "record.json", {"schema": 1, "kind": "train", "id": job["id"], "status": "interrupted"})
+            sys.exit(143)
+        if orphan():
+            os._exit(1)
+        time.sleep(OPTIONS.get("step_s", 0.0))
+        state = {"step": state["step"] + 1, "hash": digest(state["hash"])}
+        progress(phase="train", step=state["step"], steps=steps, loss=1.0 / state["step"], tokens_per_s=100.0)
+        if state["step"] % 2 == 0:
+            write_json(checkpoint, state)
+        if state["step"] == steps // 2:
+            if once("kill"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if once("crash"):
+                raise RuntimeError("the fake worker crashes")
+    if "broken_train" in OPTIONS:
+        return {"status": "failed", "reason": OPTIONS["broken_train"]}
+    statuses = {member["run"]: write_run(member, job, state["hash"], root) for member in members}
+    return {"status": "done", "runs": statuses, "wall_s": 1.0, "peak_allocated_bytes": None}
+
+
+def write_run(member: dict, job: dict, hash_: str, root: Path) -> str:
+    run = member["run"]
+    status = "diverged" if run.startswith(OPTIONS.get("diverge", "-")) else "done"
+    if run.startswith(OPTIONS.get("forget", "-")):
+        return "done"
+    adapter = f"{run} {hash_}".encode()
+    if status == "done":
+        write_bytes(root / "runs" / run / "adapter" / "adapter_model.safetensors", adapter)
+    write_json(
+        root / "runs" / run / "record.json",
+        {
+            "schema": 1, "kind": "run", "id": run, "cell": member["cell"], "cohort": job["id"], "seed": member["seed"],
+            "role": member["role"], "status": status, "reason": None if status == "done" else "loss is not finite",
+            "config": member["config"], "adapter_sha256": hashlib.sha256(adapter).hexdigest(), "metrics": {},
+        },
+    )  # fmt: skip
+    return status
+
+
+def diagnose(job: dict, root: Path) -> dict:
+    if "broken_diagnose" in OPTIONS:
+        return {"status": "failed", "reason": OPTIONS["broken_diagnose"]}
+    write_json(
+        root / "diagnose" / "similarity.json", {"schema": 1, "pairs": [{**p, "layers": []} for p in job["pairs"]]}
+    )
+    write_json(root / "diagnose" / "agreement.json", {"schema": 1, "pairs": job["agreement"]})
+    return {"status": "done"}
+
+
+def main(folder: Path) -> None:
+    signal.signal(signal.SIGTERM, stop)
+    root = folder.parent.parent
+    with claim(folder / "claim.lock", "job", wait_s=10):
+        with open(OPTIONS["journal"], "a") if "journal" in OPTIONS else open(os.devnull, "a") as journal:
+            journal.write(f"{folder.parent.name}/{folder.name}\n")
+        job = read_json(folder / "job.json")
+        if job["kind"] == "inspect":
+            record = inspect(job, root)
+        elif job["kind"] == "train":
+            record = train(job, folder, root)
+        elif job["kind"] == "diagnose":
+            record = diagnose(job, root)
+        else:
+            if "crash_probe" in OPTIONS:
+                raise RuntimeError("no probe today")
+            record = {
+                "status": "done",
+                "cell": job["cell"],
+                "storage": job["config"]["storage"],
+                "ms_per_step": {"median": 1.0},
+            }
+        write_json(folder / "record.json", {"schema": 1, "kind": job["kind"], "id": job["id"], **record})
+
+
+if sys.argv[1] == "--doctor":
+    print(
+        json.dumps(
+            {"torch": "2.0", "cuda": None, "device_name": "fake", "bitsandbytes": None, "fast_dtypes": ["float32"]}
+        )
+    )
+else:
+    main(Path(sys.argv[1]))
