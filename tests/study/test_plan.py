@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from loracle.base.errors import DataError
 from loracle.spec import parse_study
 from loracle.study.cells import planned_cells, references, study_digest
 from loracle.study.cohorts import group_key
@@ -189,3 +190,15 @@ def test_a_default_written_out_overrules_the_library():
 
     assert length() == 128
     assert length(max_length=512) == 512  # the general default
+
+
+def test_a_data_file_that_is_not_there_stops_a_plan_too(fake, make_study):
+    jobs = fake()
+    for key, path in (("task.data", "gone.jsonl"), ("task.eval", "./gone.csv")):
+        with pytest.raises(DataError, match="no such file"):
+            preview_plan(make_study(f"{key}={path}"))
+    assert fake() == jobs  # no worker was started
+
+
+def test_a_hub_data_set_is_not_looked_for_on_disk(fake, make_study):
+    assert preview_plan(make_study("task.data=org/name"))["cells"]

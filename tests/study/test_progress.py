@@ -42,6 +42,27 @@ def test_plain_lines():
     assert "6 of 10 runs have ended" in lines
 
 
+def test_a_study_that_cannot_work_prints_no_progress():
+    stream = io.StringIO()
+    progress = Plain(stream)
+    progress.started("inspect", "looking", 0)
+    progress.event("inspect", {"phase": "load"})
+    progress.event("inspect", {"phase": "tokenize"})
+    progress.ended("inspect", "failed", "rows.jsonl:3: not valid JSON")
+    progress.close()
+    assert stream.getvalue() == ""  # the error line is the command's
+
+
+def test_plain_shows_the_first_look_once_it_measures():
+    stream = io.StringIO()
+    progress = Plain(stream)
+    progress.started("inspect", "looking", 0)
+    progress.event("inspect", {"phase": "load"})
+    assert stream.getvalue() == ""
+    progress.event("inspect", {"phase": "measure"})
+    assert stream.getvalue().splitlines() == ["looking: started", "looking: load", "looking: measure"]
+
+
 def test_bars(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     tell(Bars())

@@ -51,6 +51,7 @@ class CohortState:
         self.size = len(members)
         self.training = False
         self.bypass = False  # the base answers alone
+        self.alone: int | None = None  # this member answers, on a batch of its own, as PEFT computes it
         self.step = torch.zeros((), dtype=torch.int32, device=device)
         self.first_row = 0
         self.seeds = torch.tensor([m.dropout_seed % (1 << 31) for m in members], dtype=torch.int32, device=device)
@@ -71,20 +72,24 @@ class CohortLoRA(nn.Module):
         self.A = nn.ParameterList()  # each [K, r_max, d_in]
         self.B = nn.ParameterList()  # each [K, width, r_max]
         self.scales: list[torch.Tensor] = []  # each [K, 1, 1]
+        self.ranks: list[list[int]] = []  # each [K]; 0: the member has nothing here
         self.key = layer_key(name)
 
-    def add(self, site: Site, a: nn.Parameter, b: nn.Parameter, scale: torch.Tensor) -> None:
+    def add(self, site: Site, a: nn.Parameter, b: nn.Parameter, scale: torch.Tensor, ranks: list[int]) -> None:
         """One more slot."""
         self.sites.append(site)
         self.A.append(a)
         self.B.append(b)
         self.scales.append(scale)
+        self.ranks.append(ranks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x: [K·b, T, d_in]`` → ``[K·b, T, d_out]``."""
         y: torch.Tensor = self.base(x)
         if self.state.bypass:
             return y
+        if self.state.alone is not None:
+            return self._as_peft(x, y, self.state.alone)
         members = self.state.size
         rows = x.reshape(members, -1, x.shape[-1]).to(self.dtype)
         if self.state.training and self.state.has_dropout:
@@ -105,6 +110,22 @@ class CohortLoRA(nn.Module):
             total = part if total is None else total + part
         assert total is not None
         return total
+
+    def _as_peft(self, x: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:
+        """Member ``k``'s output, operation for operation as PEFT computes its saved adapter (no padding, slices fused)."""
+        own = [(i, ranks[k]) for i, ranks in enumerate(self.ranks) if ranks[k]]
+        if not own:
+            return y
+        a = torch.cat([self.A[i][k, :rank] for i, rank in own])
+        blocks = [
+            nn.functional.pad(
+                self.B[i][k, :, :rank], (0, 0, self.sites[i].start, self.sites[i].d_out - self.sites[i].stop)
+            )
+            for i, rank in own
+        ]
+        scale = float(self.scales[own[0][0]][k])
+        delta = nn.functional.linear(nn.functional.linear(x.to(self.dtype), a), torch.cat(blocks, dim=1).contiguous())
+        return (y + delta * scale).to(y.dtype)
 
     def _mask(self, x: torch.Tensor) -> torch.Tensor:
         state = self.state
@@ -161,7 +182,7 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
                 if site in member.sites:
                     a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)
                     scale[k] = member.scale
-            layer.add(site, a, b, scale)
+            layer.add(site, a, b, scale, [m.rank if site in m.sites else 0 for m in members])
     return Cohort(members, layers, flat, state)
 
 

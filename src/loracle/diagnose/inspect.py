@@ -21,7 +21,7 @@ from loracle.diagnose import sizing
 from loracle.models import source as sources
 from loracle.models.census import predicted_bits
 from loracle.models.ledger import known_bytes, predict
-from loracle.models.linears import Linear, linear_map
+from loracle.models.linears import FAMILIES, Linear, check_weights, linear_map
 from loracle.models.load import (
     count_parameters,
     device_name,
@@ -93,8 +93,11 @@ class Inspection:
         source = sources.find(cell.base.model, cell.base.revision)
         if self.weights:
             sources.require_weights(source)
+        sources.refuse_pickled(source)
         config = sources.load_config(source)
         model = meta_model(config)
+        if source.weights and config.model_type in FAMILIES:
+            check_weights(model, sources.weight_shapes(source), source.resolved)
         linears = linear_map(model, config.model_type)
         if not linears:
             raise ModelError(f"{cell.base.model}: no linear layer found in {type(model).__name__}")
@@ -144,10 +147,12 @@ class Inspection:
             local = cell.task.data is not None and Path(cell.task.data).exists()
             if self.weights or (local and isinstance(error, DataError)):
                 raise
-            key = f"unread-{len(self.data_records)}"
+            reason = one_line(error)
+            known = next((k for k, entry in self.data_records.items() if entry["reason"] == reason), None)
+            key = known or f"unread-{len(self.data_records)}"
             self.data_records[key] = {
                 "status": "failed",
-                "reason": one_line(error),
+                "reason": reason,
                 "fingerprint": None,
                 "train_rows": None,
                 "eval_rows": None,

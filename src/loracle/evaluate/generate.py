@@ -24,16 +24,29 @@ def greedy(
     pad_id: int,
     device: torch.device,
     base: bool = False,
+    alone: int | None = None,
 ) -> list[list[list[int]]]:
-    """``[K][n]`` lists of generated ids, without the final eos. With ``base`` the untrained base answers, K = 1."""
-    members = 1 if base or cohort is None else len(cohort.members)
+    """``[K][n]`` lists of generated ids, without the final eos.
+
+    With ``base`` the untrained base answers, with ``alone`` that member: K = 1.
+    """
+    members = 1 if base or cohort is None or alone is not None else len(cohort.members)
     out: list[list[list[int]]] = [[[] for _ in prompts] for _ in range(members)]
-    with bypassed(cohort, base):
+    with bypassed(cohort, base, alone):
         for items in batches_by_length([len(p) + max_new_tokens for p in prompts], members, device.type):
             answers = _batch(model, [prompts[i] for i in items] * members, max_new_tokens, set(eos_ids), pad_id, device)
             for j, answer in enumerate(answers):
                 out[j // len(items)][items[j % len(items)]] = answer
     return out
+
+
+def final_answers(
+    model: Any, cohort: Cohort, prompts: Sequence[Sequence[int]], *, device: torch.device, **limits: Any
+) -> list[list[list[int]]]:
+    """Generations that are recorded: on a CPU every member alone, as ``final_losses`` explains."""
+    if device.type != "cpu":
+        return greedy(model, cohort, prompts, device=device, **limits)
+    return [greedy(model, cohort, prompts, device=device, **limits, alone=k)[0] for k in range(len(cohort.members))]
 
 
 def _batch(

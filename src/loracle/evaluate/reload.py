@@ -7,6 +7,7 @@ a mix of 4-bit and 8-bit layers, and 4-bit blocks other than 64.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from loracle.adapters.batch import Row
 from loracle.evaluate.loss import batches_by_length
 from loracle.models.load import LoadedBase, load_base
-from loracle.models.precision import ROUND_TO, TORCH_DTYPES
+from loracle.models.precision import ROUND_TO, TORCH_DTYPES, deploy, evaluates_packed, is_4bit, packed_of
 from loracle.models.source import Source, find
 from loracle.spec.study import FOUR_BIT, UNQUANTIZED, Cell
 from loracle.tasks.collate import collate
@@ -73,6 +74,10 @@ def recipe(loaded: LoadedBase, cell: Cell) -> Recipe:
         return Recipe(
             compute, compute, None, plain=False, why=f"Transformers knows no block size but 64 (here {cell.block_size})"
         )
+    if not all(evaluates_packed(m) for m in map(packed_of, loaded.model.modules()) if is_4bit(m)):
+        return Recipe(
+            compute, compute, None, plain=False, why="bitsandbytes cannot evaluate a layer of this shape on this CPU"
+        )
     kept = [name for name, precision in loaded.assignment.items() if precision in UNQUANTIZED]
     config: dict[str, Any] = (
         {"load_in_8bit": True}
@@ -124,24 +129,35 @@ class Reloader:
         base = (
             load_plain(source, how, device)
             if how.plain
-            else load_base(source, cell, device, storage="quantized").model.eval()
+            else deploy(load_base(source, cell, device, storage="quantized").model)
         )
         options = {"autocast_adapter_dtype": False, "torch_device": str(device)}
         self.model = PeftModel.from_pretrained(base, adapters[0], adapter_name="run-0", **options)
         for i, folder in enumerate(adapters[1:], start=1):
             self.model.load_adapter(folder, adapter_name=f"run-{i}", **options)
         self.model.eval()
+        self.selects = "logits_to_keep" in inspect.signature(type(base).forward).parameters
 
     @torch.no_grad()
     def item_losses(self, index: int, rows: Sequence[Row], pad_id: int) -> np.ndarray:
-        """Each item's summed loss under adapter ``index``, ``[n]``, computed the plain way: whole logits, labels shifted by one."""
+        """Each item's summed loss under adapter ``index``, ``[n]``: the model's own forward, labels shifted by one.
+
+        The head runs only on columns in which some row is scored.
+        """
         self.model.set_adapter(f"run-{index}")
         sums = np.zeros(len(rows))
         for items in batches_by_length([len(row.input_ids) for row in rows], 1, self.device.type):
             batch = collate([rows[i] for i in items], pad_id, self.device)  # type: ignore[misc]
-            logits = self.model(input_ids=batch.input_ids).logits[:, :-1].float()
+            labels = batch.labels[:, 1:]
+            scored = (labels != -100).any(0).nonzero().squeeze(1)  # columns where some row is scored
+            if not self.selects:
+                scored = torch.arange(labels.shape[1], device=self.device)
+            logits = self.model(
+                input_ids=batch.input_ids, **({"logits_to_keep": scored} if self.selects else {})
+            ).logits
+            logits = logits[:, : len(scored)].float()
             losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), batch.labels[:, 1:], ignore_index=-100, reduction="none"
+                logits.transpose(1, 2), labels[:, scored], ignore_index=-100, reduction="none"
             )
             sums[items] = losses.double().sum(1).cpu().numpy()
         return sums
@@ -159,5 +175,5 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Any, Any]:
     record = read_json(Path(folder) / "record.json")
     cell = cell_from_config(record["config"])
     source = find(cell.base.model, cell.base.revision)
-    base = load_base(source, cell, pick_device(device), storage="quantized").model.eval()
+    base = deploy(load_base(source, cell, pick_device(device), storage="quantized").model)
     return PeftModel.from_pretrained(base, str(Path(folder) / "adapter")).eval(), load_tokenizer(source)

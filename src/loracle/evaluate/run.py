@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from loracle.adapters.cohort import Cohort
-from loracle.evaluate.generate import eos_token_ids, greedy
-from loracle.evaluate.loss import ItemLosses, item_losses
+from loracle.evaluate.generate import eos_token_ids, final_answers, greedy
+from loracle.evaluate.loss import ItemLosses, final_losses, item_losses
 from loracle.evaluate.reload import TOLERANCE, Recipe, Reloader, recipe
 from loracle.models.load import LoadedBase
-from loracle.models.precision import DequantizedLinear, set_submodule
+from loracle.models.precision import deploy
 from loracle.spec.study import Cell
 from loracle.tasks.collate import pad_token_id
 from loracle.tasks.dataset import plain_text
@@ -43,6 +43,7 @@ class Evaluation:
     base_answers: Answers
     texts: list[list[str]]
     base_texts: list[str]
+    prompts: list[str]
     how: Recipe
     seconds: float = 0.0
     scores: dict[str, np.ndarray] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Evaluation:
             return columns
         place = {row: i for i, row in enumerate(self.generated)}
         at = [place.get(i) for i in range(len(rows))]
+        columns["prompt"] = [None if i is None else self.prompts[i] for i in at]
         columns["prediction"] = [None if i is None else self.texts[k][i] for i in at]
         columns["prediction_ids"] = [None if i is None else self.answers[k][i] for i in at]
         columns["reference"] = [None if i is None else rows[j].reference for j, i in enumerate(at)]
@@ -112,14 +114,6 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def deploy(model: Any) -> None:
-    """True quantized storage and evaluation mode: how an adapter is used. There is no way back to training."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, DequantizedLinear):
-            set_submodule(model, name, module.packed)
-    model.eval()
-
-
 def evaluate(
     loaded: LoadedBase, cohort: Cohort, cell: Cell, data: Tokenized, tokenizer: Any, say: Callable[..., None]
 ) -> Evaluation:
@@ -130,7 +124,7 @@ def evaluate(
     deploy(model)
     say("evaluate", items=len(data.eval))
     plain_rows = plain_text(tokenizer, cell.task.max_length)
-    losses, plain = (item_losses(model, cohort, rows, pad, device) for rows in (data.eval, plain_rows))
+    losses, plain = (final_losses(model, cohort, rows, pad, device) for rows in (data.eval, plain_rows))
     base_losses, base_plain = (
         item_losses(model, cohort, rows, pad, device, base=True) for rows in (data.eval, plain_rows)
     )
@@ -141,21 +135,17 @@ def evaluate(
         say("generate", items=len(chosen))
         prompts = [data.eval[i].prompt_ids or [] for i in chosen]
         ends = eos_token_ids(model, tokenizer)
-        answers, [base_answers] = (
-            greedy(
-                model,
-                cohort,
-                prompts,
-                max_new_tokens=cell.task.max_new_tokens,
-                eos_ids=ends,
-                pad_id=pad,
-                device=device,
-                base=base,
-            )
-            for base in (False, True)
-        )
+        limits: dict[str, Any] = {
+            "max_new_tokens": cell.task.max_new_tokens,
+            "eos_ids": ends,
+            "pad_id": pad,
+            "device": device,
+        }
+        answers = final_answers(model, cohort, prompts, **limits)
+        [base_answers] = greedy(model, cohort, prompts, **limits, base=True)
     texts = [_decode(tokenizer, each) for each in answers]
     base_texts = _decode(tokenizer, base_answers)
+    prompt_texts = _decode(tokenizer, [data.eval[i].prompt_ids or [] for i in chosen])
     out = Evaluation(
         loaded,
         cell,
@@ -170,6 +160,7 @@ def evaluate(
         base_answers,
         texts,
         base_texts,
+        prompt_texts,
         how,
     )
     out.scores = score(texts, chosen, data)

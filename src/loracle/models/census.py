@@ -9,16 +9,11 @@ import torch
 from torch import nn
 
 from loracle.base.errors import ModelError
-from loracle.models.precision import DequantizedLinear
+from loracle.models.precision import packed_of
 from loracle.spec.study import FOUR_BIT, UNQUANTIZED
 
 # What a label promises, in bits per weight, with room for constants (block 32 without double quantization: 4 + 32/32).
 _PROMISED = {"nf4": (4.0, 5.01), "fp4": (4.0, 5.01), "int8": (8.0, 9.0)}
-
-
-def packed_of(module: nn.Module) -> nn.Module:
-    """The quantized module behind a dequantized one; any other module itself."""
-    return module.packed if isinstance(module, DequantizedLinear) else module
 
 
 def weight_bytes(module: nn.Module) -> tuple[int, int]:

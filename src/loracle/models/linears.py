@@ -7,11 +7,14 @@ any other architecture works by raw names.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from loracle.base.errors import ModelError
 
 LOGICAL = ("q", "k", "v", "o", "up", "gate", "down")
 _LLAMA = {
@@ -78,6 +81,26 @@ def linear_map(model: nn.Module, model_type: str) -> list[Linear]:
         kind = logical or name.rpartition(".")[2]
         found.append(Linear(name, layer_number(name), kind, *shape, slices=_slices(logical, shape[1])))
     return found
+
+
+def check_weights(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """The weights in a folder (name → shape) against the model's modules; the first that is absent or misshapen is an error.
+
+    Checkpoints may leave out the backbone's prefix, and one of two tied tensors. Architectures that Transformers renames on
+    loading are not checked here: loading them says what is missing.
+    """
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    expected = dict(model.named_parameters(remove_duplicate=False))
+    for group in names.values():
+        found = [n for name in group for n in (name, name.removeprefix(prefix)) if n in shapes]
+        if not found:
+            raise ModelError(f"{where}: the weights lack {group[0]}: copy or download the model again")
+        shape = tuple(expected[group[0]].shape)
+        if shapes[found[0]] != shape:
+            raise ModelError(f"{where}: {found[0]} is {list(shapes[found[0]])}, but config.json says {list(shape)}")
 
 
 def _heads(model: nn.Module) -> set[int]:

@@ -12,7 +12,7 @@ from torch import nn
 from loracle.base.errors import ModelError, one_line
 from loracle.models.census import census
 from loracle.models.linears import Linear, linear_map
-from loracle.models.precision import ROUND_TO, TORCH_DTYPES, apply_precision, assign, set_submodule
+from loracle.models.precision import ROUND_TO, TORCH_DTYPES, FusedGELU, apply_precision, assign, set_submodule
 from loracle.models.source import Source, load_config, require_weights
 from loracle.spec.study import FOUR_BIT, UNQUANTIZED, Cell
 
@@ -123,7 +123,7 @@ def _from_pretrained(source: Source, config: Any, dtype: torch.dtype) -> Any:
     hf_logging.disable_progress_bar()
     os.environ.setdefault("DISABLE_KERNEL_MAPPING", "1")
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             source.resolved,
             revision=source.revision,
             config=config,
@@ -131,9 +131,16 @@ def _from_pretrained(source: Source, config: Any, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
+            output_loading_info=True,
         )
     except Exception as error:
         raise ModelError(f"{source.resolved}: cannot be loaded: {one_line(error)}") from None
+    absent = sorted(map(str, info.get("missing_keys", ()))) + sorted(map(str, info.get("mismatched_keys", ())))
+    if absent:  # Transformers would fill them at random and go on
+        raise ModelError(
+            f"{source.resolved}: the weights lack {absent[0]}" + (f" and {len(absent) - 1} more" if absent[1:] else "")
+        )
+    return model
 
 
 def fuse_activations(model: nn.Module) -> None:
@@ -145,7 +152,9 @@ def fuse_activations(model: nn.Module) -> None:
 
     for name, module in list(model.named_modules()):
         if isinstance(module, NewGELUActivation):
-            set_submodule(model, name, nn.GELU(approximate="tanh"))
+            fused = FusedGELU(approximate="tanh")
+            object.__setattr__(fused, "original", module)
+            set_submodule(model, name, fused)
 
 
 def set_base_dropout(model: nn.Module, *, on: bool) -> None:

@@ -61,6 +61,11 @@ class DequantizedLinear(nn.Linear):
     packed: nn.Module
 
 
+def packed_of(module: nn.Module) -> nn.Module:
+    """The quantized module behind a dequantized one; any other module itself."""
+    return module.packed if isinstance(module, DequantizedLinear) else module
+
+
 def oriented_weight(module: nn.Module) -> torch.Tensor:
     """The weight as ``[d_out, d_in]``; GPT-2's ``Conv1D`` holds it transposed."""
     weight = module.weight
@@ -133,6 +138,44 @@ def dequantize(packed: Any, dtype: torch.dtype) -> DequantizedLinear:
         linear.bias = packed.bias
     object.__setattr__(linear, "packed", packed)
     return linear
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """The model as its adapters will be used: true quantized storage, its own activations, evaluation mode. There is no way
+    back to training. Layers that bitsandbytes cannot evaluate on this CPU (``evaluates_packed``) stay dequantized.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, DequantizedLinear):
+            if evaluates_packed(module.packed):
+                set_submodule(model, name, module.packed)
+        elif is_4bit(module) and not evaluates_packed(module):
+            set_submodule(model, name, dequantize(module, module.compute_dtype))
+        elif isinstance(module, FusedGELU):
+            set_submodule(model, name, module.original)
+    return model.eval()
+
+
+def is_4bit(module: nn.Module) -> bool:
+    """Whether this is bitsandbytes' 4-bit linear."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
+def evaluates_packed(module: Any) -> bool:
+    """Whether bitsandbytes can run a 4-bit layer in evaluation mode here.
+
+    On a CPU with AVX512-BF16 it repacks the weights for a kernel that wants 32 rows and whole blocks in each row, and fails on
+    other shapes (bitsandbytes 0.50.2).
+    """
+    if module.weight.device.type != "cpu" or not getattr(module, "support_avx512bf16_for_cpu", False):
+        return True
+    state = module.weight.quant_state
+    return bool(state.shape[0] % 32 == 0 and state.shape[1] % state.blocksize == 0)
+
+
+class FusedGELU(nn.GELU):
+    """GELU in one kernel. ``original`` (not a submodule) is the model's own module, put back by ``deploy``."""
+
+    original: nn.Module
 
 
 def apply_precision(

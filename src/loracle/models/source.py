@@ -47,7 +47,7 @@ class Source:
 
 def find(model: str, revision: str | None = None) -> Source:
     """The base called ``model``: built in, a folder, or on the hub (config fetched to see that it is there)."""
-    if (BUILTIN / model).is_dir():
+    if "/" not in model and (BUILTIN / model / "config.json").is_file():
         return Source(model, str(BUILTIN / model), model, None, BUILTIN / model)
     path = Path(model).expanduser()
     if path.is_dir():
@@ -64,10 +64,8 @@ def find(model: str, revision: str | None = None) -> Source:
 def _on_hub(model: str, revision: str | None) -> Source:
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
-    from huggingface_hub import hf_hub_download
-
     try:
-        config = Path(hf_hub_download(model, "config.json", revision=revision))
+        config = _config_from_hub(model, revision)
     except Exception as error:
         raise ModelError(
             f"base.model: '{model}' is neither a folder, nor a built-in base (gpt2-demo), nor reachable on the hub "
@@ -75,6 +73,21 @@ def _on_hub(model: str, revision: str | None) -> Source:
         ) from None
     commit = config.parent.name
     return Source(model, model, model.split("/")[-1], commit, config.parent)
+
+
+def _config_from_hub(model: str, revision: str | None) -> Path:
+    """The cached path of the base's config. One look without retries comes first: hf_hub_download alone tries an
+    unreachable hub for 23 s."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision), timeout=5)
+    except Exception as error:
+        try:  # unreachable or offline: what is cached may do
+            return Path(hf_hub_download(model, "config.json", revision=revision, local_files_only=True))
+        except Exception:
+            raise error from None
+    return Path(hf_hub_download(model, "config.json", revision=revision))
 
 
 def fingerprint(source: Source) -> tuple[str | None, str | None]:
@@ -99,14 +112,37 @@ def require_weights(source: Source) -> None:
     """Refuse a folder whose weights cannot be loaded safely, or that has none."""
     if source.revision is not None or source.weights:
         return
-    assert source.folder is not None
-    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in source.folder.glob(pattern))
-    if pickled:
-        raise ModelError(
-            f"{source.resolved}: only pickled weights ({pickled[0]}), which can run code when loaded: "
-            "convert them to safetensors (save_pretrained of a trusted copy does)"
-        )
+    refuse_pickled(source)
     raise ModelError(f"{source.resolved}: no weights (*.safetensors) in this folder")
+
+
+def refuse_pickled(source: Source) -> None:
+    """Refuse a folder that has weights, none of which can be loaded safely."""
+    if source.folder is not None and not source.weights:
+        pickled = sorted(
+            p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in source.folder.glob(pattern)
+        )
+        if pickled:
+            raise ModelError(
+                f"{source.resolved}: only pickled weights ({pickled[0]}), which can run code when loaded: "
+                "convert them to safetensors (save_pretrained of a trusted copy does)"
+            )
+
+
+def weight_shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """Tensor name → shape, from the safetensors headers alone; a damaged file is a ``ModelError``."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in source.weights:
+        try:
+            with safe_open(path, framework="pt") as handle:
+                shapes |= {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise ModelError(
+                f"{path}: not a whole safetensors file ({one_line(error)}): copy or download it again"
+            ) from None
+    return shapes
 
 
 def load_config(source: Source) -> Any:

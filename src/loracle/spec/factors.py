@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from loracle.base.errors import SpecError
 from loracle.base.names import slug
 from loracle.spec.aliases import factor_path, open_section, put
-from loracle.spec.load import tuples, validate
+from loracle.spec.load import explain, tuples, validate
 from loracle.spec.study import FOUR_BIT, Base, Cell, Study
 
 _SHORT = {
@@ -49,7 +51,20 @@ def apply_factors(tree: dict[str, Any], values: Mapping[str, Any], where: str) -
         elif path == "train.epochs":
             put(tree, "train.steps", None)
         put(tree, path, value)
-    return normalised(validate(Cell, tuples(tree), where))
+    try:
+        return normalised(Cell.model_validate(tuples(tree)))
+    except ValidationError as error:
+        message, at = explain(error, Cell)
+        raise SpecError(message, _written_at(at, values, where)) from None
+
+
+def _written_at(path: str, values: Mapping[str, Any], where: str) -> str:
+    """Where the file says what became ``path``: ``vary.rank`` for ``adapter.rank`` when the rank is varied."""
+    for name in values:
+        own = factor_path(name, where)
+        if path == own or path.startswith(own + "."):
+            return f"{where}.{name}{path[len(own) :]}"
+    return path
 
 
 def normalised(cell: Cell) -> Cell:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from loracle.base.errors import SpecError
 from loracle.base.names import nearest, suggest
-from loracle.spec.aliases import FACTORS, canonical, factor_path, put, translate
+from loracle.spec.aliases import ALIASES, FACTORS, SECTIONS, canonical, factor_path, put, translate
 from loracle.spec.study import PRECISIONS, QUESTIONS, Adapter, Base, Diagnose, Question, Run, Study, Task, Train
 from loracle.spec.yaml import read_yaml, read_yaml_file
 
@@ -54,16 +54,23 @@ def parse_study(raw: dict[str, Any], overrides: Sequence[str] = (), folder: Path
 
 def override(tree: dict[str, Any], path: str, value: Any) -> None:
     """Apply one ``--set``: a dotted path, a factor or an alias. Setting a varied factor replaces its values."""
-    if path.startswith(("vary.", "run.", "diagnose.")) or path in ("name", "seeds", "questions", "cells", "vary"):
+    if path.startswith(("run.", "diagnose.")) or path in ("name", "seeds", "questions", "cells", "vary"):
         put(tree, path, value)
         return
-    dotted = FACTORS.get(path, path) if "." not in path else path
+    varied = path.removeprefix("vary.") if path.startswith("vary.") else ""
+    dotted = factor_path(varied, "vary") if varied else _setting_path(path)
     vary = tree.get("vary")
     if isinstance(vary, dict):
-        for name in list(vary):
-            if factor_path(name, "vary") == dotted:
-                tree["vary"] = {k: v for k, v in vary.items() if k != name}
-    put(tree, dotted, value)
+        tree["vary"] = {k: v for k, v in vary.items() if k == varied or factor_path(k, "vary") != dotted}
+    put(tree, path if varied else dotted, value)
+
+
+def _setting_path(path: str) -> str:
+    """The dotted path of a setting given as a factor, an alias, or a path that ends in an alias."""
+    section, _, last = path.rpartition(".")
+    if section in SECTIONS:
+        return ALIASES.get(last, path)
+    return {**ALIASES, **FACTORS}.get(path, path)
 
 
 def _list(value: Any, where: str) -> list[Any]:
@@ -114,6 +121,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     """(message, dotted path) of the most telling of pydantic's errors."""
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = problems[0]
+    if "precision" in first["loc"] and isinstance(first.get("input"), dict):  # the wrong word inside, not the block
+        first = next((p for p in problems if "precision" in p["loc"] and not isinstance(p.get("input"), dict)), first)
     location = [str(part) for part in first["loc"] if not _is_tag(part)]
     where = ".".join([prefix, *location] if prefix else location)
     if first["type"] == "extra_forbidden":
@@ -147,11 +156,11 @@ def _unknown_key(location: list[str], model: type[BaseModel]) -> str:
     key = location[-1]
     owner = SECTION_MODELS.get(location[0], model) if len(location) > 1 else model
     known = list(owner.model_fields)
-    if nearest(key, known):
-        return f"unknown key, {suggest(key, known)}"
     for section, other in SECTION_MODELS.items():
         if key in other.model_fields and section != "questions":
             return f"unknown key here; it belongs at {section}.{key}"
+    if nearest(key, known):
+        return f"unknown key, {suggest(key, known)}"
     for factor in (nearest(key, FACTORS),):
         if factor:
             return f"unknown key, did you mean '{FACTORS[factor]}'?"

@@ -18,7 +18,7 @@ PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8")
 FOUR_BIT = frozenset({"nf4", "fp4"})
 UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
-QUESTIONS = ("degradation", "rank_threshold", "similarity", "memory", "speed")
+QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity", "memory", "speed")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -92,6 +92,8 @@ class Adapter(Spec):
     def _check(self) -> Adapter:
         if isinstance(self.alpha, str) and not re.fullmatch(r"\d*\.?\d*r", self.alpha):
             raise ValueError(f"alpha: '{self.alpha}' is neither a number nor a multiple of the rank such as '2r'")
+        if self.alpha_value <= 0:
+            raise ValueError(f"alpha: '{self.alpha}' is not above 0")
         if not self.targets:
             raise ValueError("targets: name at least one module")
         return self
@@ -147,7 +149,7 @@ class Train(Spec):
 class Question(Spec):
     """A question put to the study; its margin and standing."""
 
-    name: Literal["degradation", "rank_threshold", "similarity", "memory", "speed"]
+    name: Literal["degradation", "task_metric", "rank_threshold", "similarity", "memory", "speed"]
     margin: Annotated[float, Field(gt=0)] | None = None
     primary: bool = False
     compare: Literal["factor", "recipe"] = "factor"
@@ -176,7 +178,7 @@ class Cell(Spec):
     double_quant: bool | None = Field(True, description="quantize the 4-bit constants too")
     block_size: int | None = Field(64, description="weights that share a 4-bit constant")
     compute_dtype: Dtype = Field("auto", description="auto: what the machine does well")
-    storage: Literal["auto", "quantized", "dequantized"] = Field(
+    storage: Literal["auto", "quantized", "dequantized", "unquantized"] = Field(
         "auto", description="how quantized weights lie while training: same numbers, other bytes"
     )
     adapter: Adapter = Adapter()
@@ -192,6 +194,10 @@ class Cell(Spec):
             raise ValueError(f"block_size: {self.block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.storage == "dequantized" and "int8" in self.precision_names:
             raise ValueError("storage: int8 also quantizes activations, so it has quantized storage only")
+        if self.storage == "unquantized" and self.precision_names - UNQUANTIZED:
+            raise ValueError(
+                f"storage: {self.default_precision} layers are quantized or dequantized, never unquantized"
+            )
         return self
 
     @property
@@ -222,6 +228,7 @@ class Study(Cell):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (42, 43, 44, 45, 46)
     questions: tuple[Question, ...] = (
         Question(name="degradation", primary=True),
+        Question(name="task_metric"),
         Question(name="rank_threshold"),
         Question(name="similarity"),
     )

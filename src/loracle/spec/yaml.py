@@ -57,12 +57,19 @@ StudyLoader.yaml_implicit_resolvers = {
     ]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+class StudyDumper(yaml.SafeDumper):
+    """Quotes the words that either rules, YAML 1.1's or ours, would read as something else."""
+
+
 for _tag, _rule, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
 ):
-    StudyLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_rule})$"), list(_first))
+    for _class in (StudyLoader, StudyDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_rule})$"), list(_first))
 StudyLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 StudyLoader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
 
@@ -99,4 +106,4 @@ def read_yaml_file(path: Path) -> Any:
 
 def write_yaml(value: Any) -> str:
     """YAML text that ``read_yaml`` reads back as the same value."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(value, Dumper=StudyDumper, sort_keys=False, allow_unicode=True, width=110)

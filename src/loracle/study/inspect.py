@@ -29,6 +29,7 @@ def inspect(
     Raises ``SpecError`` for what the user must mend, ``LoracleError`` for what went wrong otherwise.
     """
     cells = planned_cells(study)
+    check_files(cells)
     groups = inspect_groups(study, cells)
     workers, threads = concurrency(study.run, machine, sum(group["members"] for group in groups))
     payload = {
@@ -47,6 +48,17 @@ def inspect(
     record = accepted(job, crew.one(job))
     _check(record, cells)
     return record
+
+
+def check_files(cells: list[PlannedCell]) -> None:
+    """Refuse at once a data file that is not there: a plan goes without data that is on the hub, not without a wrong path."""
+    from loracle.tasks.readers import check_file, file_of
+
+    named = [text for planned in cells for text in (planned.cell.task.data, planned.cell.task.eval) if text]
+    for text in dict.fromkeys(named):
+        path = file_of(text)
+        if path is not None:
+            check_file(path)
 
 
 def inspect_groups(study: Study, cells: list[PlannedCell]) -> list[dict[str, Any]]:

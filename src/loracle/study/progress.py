@@ -7,6 +7,7 @@ import time
 from typing import Any, Protocol, TextIO
 
 PLAIN_EVERY_S = 15.0
+FIRST_LOOK = ("load", "tokenize")  # phases in which a wrong study shows itself
 
 
 class Progress(Protocol):
@@ -47,21 +48,27 @@ class Silent:
 
 
 class Plain:
-    """One line for each change of phase, and one now and then within a phase."""
+    """One line for each change of phase, and one now and then within a phase.
+
+    Lines of the first look at model and data are held back until it has got past them: a study that cannot work ends with
+    its one error line, and nothing else.
+    """
 
     def __init__(self, stream: TextIO | None = None, every_s: float = PLAIN_EVERY_S) -> None:
         self.stream, self.every_s = stream or sys.stderr, every_s
         self.total = self.done = 0
         self._titles: dict[str, str] = {}
         self._last: dict[str, tuple[str, float]] = {}
+        self._held: list[str] | None = []
 
     def open(self, total: int, done: int) -> None:
         self.total, self.done = total, done
+        self._release()
         self.note(f"{total} runs, {done} of them finished before")
 
     def started(self, job: str, title: str, attempt: int) -> None:
         self._titles[job] = title
-        self.note(f"{title}: started" + (f" again (attempt {attempt + 1})" if attempt else ""))
+        self._say(f"{title}: started" + (f" again (attempt {attempt + 1})" if attempt else ""))
 
     def event(self, job: str, event: dict[str, Any]) -> None:
         phase, before = str(event.get("phase", "")), self._last.get(job, ("", 0.0))
@@ -69,10 +76,15 @@ class Plain:
         if phase == before[0] and now - before[1] < self.every_s:
             return
         self._last[job] = (phase, now)
-        self.note(f"{self._titles.get(job, job)}: {describe(event)}")
+        if phase not in FIRST_LOOK:
+            self._release()
+        self._say(f"{self._titles.get(job, job)}: {describe(event)}")
 
     def ended(self, job: str, status: str, reason: str) -> None:
-        self.note(f"{self._titles.get(job, job)}: {status}" + (f": {reason}" if reason else ""))
+        if self._held is not None and status != "done":
+            self._held.clear()  # the command ends with this reason
+        else:
+            self._say(f"{self._titles.get(job, job)}: {status}" + (f": {reason}" if reason else ""))
 
     def advance(self, runs: int) -> None:
         self.done += runs
@@ -82,6 +94,18 @@ class Plain:
         print(text, file=self.stream, flush=True)
 
     def close(self) -> None: ...
+
+    def _say(self, text: str) -> None:
+        """A line of progress, now or when the first look is over."""
+        if self._held is None:
+            self.note(text)
+        else:
+            self._held.append(text)
+
+    def _release(self) -> None:
+        held, self._held = self._held or [], None
+        for text in held:
+            self.note(text)
 
 
 class Bars:
@@ -133,7 +157,7 @@ class Bars:
     def ended(self, job: str, status: str, reason: str) -> None:
         if job in self._tasks:
             self._rich.remove_task(self._tasks.pop(job)[0])
-        if status != "done":
+        if status != "done" and self._study is not None:  # before that the command ends with this reason
             self.note(f"{job}: {status}" + (f": {reason}" if reason else ""))
 
     def advance(self, runs: int) -> None:

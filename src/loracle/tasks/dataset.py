@@ -22,7 +22,7 @@ from loracle.tasks.formats import Drop, Parsed, parse
 from loracle.tasks.hub import looks_like_hub_id, read_hub
 from loracle.tasks.library import LIBRARY, load_task
 from loracle.tasks.metrics import label_words
-from loracle.tasks.readers import READERS, Table, check_file, read_jsonl, read_table
+from loracle.tasks.readers import Table, check_file, file_of, read_jsonl, read_table
 from loracle.tasks.rows import Example, Row, Segment, Tokenized
 from loracle.tasks.split import draw, split
 
@@ -113,11 +113,10 @@ def sources(task: Task) -> tuple[Source, Source | None]:
 
 
 def _source(text: str, where: str, subset: str | None, part: str) -> Source:
-    path = Path(text).expanduser()
-    is_path = path.exists() or text.lower().endswith(tuple(READERS)) or text.startswith((".", "/", "~"))
-    if not is_path and not looks_like_hub_id(text):
+    path = file_of(text)
+    if path is None and not looks_like_hub_id(text):
         raise DataError(f"'{text}' is neither a file that exists nor the id of a hub data set (org/name)", where)
-    if is_path:
+    if path is not None:
         check_file(path)
         return Source(path, file_sha256(path))
     found = read_hub(text, subset, part)
@@ -184,7 +183,8 @@ def _select(task: Task, parsed: Parsed, parsed_eval: Parsed | None) -> tuple[Ite
         train, evaluation = drawn, parsed_eval.examples
         dropped.update({f"evaluation: {reason}": count for reason, count in parsed_eval.dropped.items()})
     elif len(drawn) < 2:
-        raise DataError(f"only {len(drawn)} row to use: at least 2 are needed to train and evaluate, or give task.eval")
+        problem = f"only {len(drawn)} row to use: at least 2 are needed to train and evaluate, or give task.eval"
+        raise DataError(problem, task.data or "")
     else:
         train, evaluation = split(drawn, task.eval_fraction, task.split_seed)
     evaluation = draw(evaluation, task.eval_samples, task.split_seed, 2)
@@ -233,7 +233,8 @@ def _check_targets(train: list[Cut], evaluation: list[Cut], lost: list[Cut], los
             cause = f"their prompts alone fill task.max_length = {task.max_length}: raise it or shorten the prompts"
             if not any(c.truncated for c in gone):
                 cause = "their answers give no tokens"
-            raise DataError(f"none of the {len(gone)} {name} rows has a token to learn from, {cause}")
+            where = task.eval if name == "evaluation" and task.eval else task.data
+            raise DataError(f"none of the {len(gone)} {name} rows has a token to learn from, {cause}", where or "")
 
 
 def _labels(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:

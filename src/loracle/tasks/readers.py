@@ -51,6 +51,13 @@ def table(name: str, rows: list[RawRow]) -> Table:
     return Table(name, tuple(columns), rows)
 
 
+def file_of(text: str) -> Path | None:
+    """The file that ``task.data`` or ``task.eval`` names, whether it exists or not; None for anything else (a hub id)."""
+    path = Path(text).expanduser()
+    is_path = path.exists() or text.lower().endswith(tuple(READERS)) or text.startswith((".", "/", "~"))
+    return path if is_path else None
+
+
 def check_file(path: Path) -> None:
     """Say at once what is wrong with a path: missing, a folder, empty, an ending that no reader takes."""
     if path.is_dir():

@@ -21,7 +21,7 @@ from loracle.adapters.forward import token_losses
 from loracle.spec.study import Train
 from loracle.store.files import finite, read_jsonl, write_text
 from loracle.train.checkpoint import Checkpoint
-from loracle.train.optimizer import CohortAdamW
+from loracle.train.optimizer import BitsAndBytesAdamW, make_optimizer
 from loracle.train.order import DataOrder
 
 
@@ -59,7 +59,7 @@ class Fit:
         self.model, self.cohort, self.rows, self.settings = model, cohort, rows, settings
         self.device = cohort.flat.data.device
         members = len(cohort.members)
-        self.optimizer = CohortAdamW(cohort.flat, trains, settings.steps)
+        self.optimizer = make_optimizer(cohort.flat, trains, settings.steps)
         self.orders = [DataOrder(seed, len(rows)) for seed in order_seeds]
         self.done_steps = 0
         self.losses = torch.zeros(settings.steps, members, dtype=torch.float64, device=self.device)
@@ -186,15 +186,13 @@ class Fit:
         """All that the rest of the training depends on."""
         tensors = {
             "data": self.cohort.flat.data,
-            "exp_avg": self.optimizer.exp_avg,
-            "exp_avg_sq": self.optimizer.exp_avg_sq,
-            "active": self.optimizer.active,
             "losses": self.losses,
             "norms": self.norms,
             "tokens": self.tokens,
             "diverged_at": self.diverged_at,
             "best_loss": self.best_loss,
         }
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
         if self.best_data is not None:
             tensors["best_data"] = self.best_data
         state = {
@@ -210,6 +208,8 @@ class Fit:
         targets = self.checkpoint().tensors
         for name, tensor in checkpoint.tensors.items():
             targets[name].copy_(tensor)
+        if isinstance(self.optimizer, BitsAndBytesAdamW):
+            self.optimizer.resume(checkpoint.step)
         self.done_steps = checkpoint.step
         self.evaluations = [(int(step), list(values)) for step, values in checkpoint.state["evaluations"]]
         self.best_step = list(checkpoint.state["best_step"])

@@ -1,57 +1,140 @@
-"""AdamW (Loshchilov & Hutter 2019) for a whole cohort: every member its own learning rate, decay, betas and clipping.
+"""Optimizers for a whole cohort: every member its own learning rate, decay, betas and clipping.
 
-State is ``[K, P]`` like the parameters; one step is a dozen elementwise operations and one norm, with no host
-synchronisation. The arithmetic is ``torch.optim.AdamW``'s, operation for operation.
+``CohortAdamW`` is AdamW (Loshchilov & Hutter 2019) on ``[K, P]``: a dozen elementwise operations and one norm a step, no host
+synchronisation, in ``torch.optim.AdamW``'s arithmetic, operation for operation. ``BitsAndBytesAdamW`` is bitsandbytes' paged and
+8-bit AdamW, one parameter group a member.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from loracle.adapters.flat import FlatParameters
 from loracle.spec.study import Train
 from loracle.train.schedule import learning_rates
 
 
-class CohortAdamW:
-    """One optimizer over all members. ``trains[k]`` are member k's settings; all run ``steps`` optimizer steps."""
+class CohortOptimizer:
+    """What both kinds share: clipping, the freezing of members that are no longer finite, learning rates."""
 
     def __init__(self, flat: FlatParameters, trains: Sequence[Train], steps: int) -> None:
         self.flat = flat
-        self.exp_avg = torch.zeros_like(flat.data)
-        self.exp_avg_sq = torch.zeros_like(flat.data)
-        dtype, device = flat.data.dtype, flat.data.device
-        self.active = torch.ones(len(trains), 1, dtype=torch.bool, device=device)
-
-        def column(values: Sequence[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float64).to(dtype).to(device).unsqueeze(1)
-
-        self.one_minus_beta1 = column([1 - t.beta1 for t in trains])
-        self.beta2 = column([t.beta2 for t in trains])
-        self.one_minus_beta2 = column([1 - t.beta2 for t in trains])
-        self.epsilon = column([t.epsilon for t in trains])
-        self.max_norm = column([t.max_grad_norm if t.max_grad_norm is not None else float("inf") for t in trains])
-        self.tables = _tables(trains, steps).to(dtype).to(device)  # [steps, 3, K, 1]
+        self.trains = list(trains)
         self.rates = [learning_rates(t, steps) for t in trains]
+        self.active = torch.ones(len(trains), 1, dtype=torch.bool, device=flat.data.device)
+        self.max_norm = self.column([t.max_grad_norm if t.max_grad_norm is not None else float("inf") for t in trains])
+
+    def column(self, values: Sequence[float]) -> torch.Tensor:
+        """One value a member, ``[K, 1]``, as the parameters' dtype."""
+        return torch.tensor(values, dtype=torch.float64).to(self.flat.data.dtype).to(self.flat.data.device).unsqueeze(1)
 
     @torch.no_grad()
     def step(self, step: int, losses: torch.Tensor) -> torch.Tensor:
         """One update from the flat gradient; returns the gradient norms ``[K]`` before clipping.
 
-        A member whose loss (``losses: [K]``) or gradient is not finite is frozen from this step on: its parameters stay as they were.
+        A member whose loss (``losses: [K]``) or gradient is not finite is frozen from this step on: its parameters stay as
+        they were.
         """
-        grad, data = self.flat.grad, self.flat.data
+        grad = self.flat.grad
         norms = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
         self.active &= torch.isfinite(norms) & torch.isfinite(losses).unsqueeze(1)
         grad.mul_((self.max_norm / (norms + 1e-6)).clamp_(max=1.0))
+        self.update(step)
+        return norms.squeeze(1)
+
+    def update(self, step: int) -> None:
+        """Change the active members' parameters by the clipped gradient."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All state, by name, to be saved; a restored optimizer copies into the same."""
+        raise NotImplementedError
+
+
+class CohortAdamW(CohortOptimizer):
+    """AdamW over all members at once; all run ``steps`` optimizer steps."""
+
+    def __init__(self, flat: FlatParameters, trains: Sequence[Train], steps: int) -> None:
+        super().__init__(flat, trains, steps)
+        self.exp_avg = torch.zeros_like(flat.data)
+        self.exp_avg_sq = torch.zeros_like(flat.data)
+        self.one_minus_beta1 = self.column([1 - t.beta1 for t in trains])
+        self.beta2 = self.column([t.beta2 for t in trains])
+        self.one_minus_beta2 = self.column([1 - t.beta2 for t in trains])
+        self.epsilon = self.column([t.epsilon for t in trains])
+        self.tables = _tables(trains, steps).to(flat.data.dtype).to(flat.data.device)  # [steps, 3, K, 1]
+
+    def update(self, step: int) -> None:
+        """``torch.optim.AdamW``'s step; members that are frozen keep their parameters."""
+        grad, data = self.flat.grad, self.flat.data
         decay, denominator, size = self.tables[step]
         self.exp_avg.lerp_(grad, self.one_minus_beta1)
         self.exp_avg_sq.mul_(self.beta2).add_(grad * grad * self.one_minus_beta2)
         root = (self.exp_avg_sq.sqrt() / denominator).add_(self.epsilon)
         data.copy_(torch.where(self.active, data * decay - size * (self.exp_avg / root), data))
-        return norms.squeeze(1)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"active": self.active, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+
+class BitsAndBytesAdamW(CohortOptimizer):
+    """bitsandbytes' AdamW (Dettmers et al. 2022, 8-bit Optimizers; paging: QLoRA, section 3), each member one parameter.
+
+    It synchronises the device after each member by itself. On a CPU paging does not exist and is left out.
+    """
+
+    def __init__(self, flat: FlatParameters, trains: Sequence[Train], steps: int) -> None:
+        super().__init__(flat, trains, steps)
+        from bitsandbytes.optim import AdamW
+
+        name = trains[0].optimizer
+        self.rows = [nn.Parameter(flat.data[k]) for k in range(len(trains))]
+        groups = [
+            {"params": [row], "betas": (t.beta1, t.beta2), "eps": t.epsilon, "weight_decay": t.weight_decay}
+            for row, t in zip(self.rows, trains, strict=True)
+        ]
+        paged = name.startswith("paged") and flat.data.device.type == "cuda"
+        self.inner: Any = AdamW(groups, lr=0.0, optim_bits=8 if name.endswith("8bit") else 32, is_paged=paged)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Make all state now, so that it can be restored before the first step."""
+        self.inner.check_overrides()
+        self.inner.to_gpu()
+        self.inner.initialized = True
+        for k, row in enumerate(self.rows):
+            row.grad = self.flat.grad[k]
+            self.inner.init_state(self.inner.param_groups[k], row, k, 0)
+
+    def update(self, step: int) -> None:
+        """One step of every active member."""
+        for k, active in enumerate(self.active.squeeze(1).tolist()):
+            self.inner.param_groups[k]["lr"] = self.rates[k][step]
+            self.rows[k].grad = self.flat.grad[k] if active else None
+        self.inner.step()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        found = {"active": self.active}
+        for k, row in enumerate(self.rows):
+            for name, value in self.inner.state[row].items():
+                if isinstance(value, torch.Tensor):
+                    found[f"{k}.{name}"] = value
+        return found
+
+    def resume(self, step: int) -> None:
+        """bitsandbytes counts steps by itself: tell it where it is."""
+        for row in self.rows:
+            self.inner.state[row]["step"] = step
+
+
+def make_optimizer(flat: FlatParameters, trains: Sequence[Train], steps: int) -> CohortOptimizer:
+    """The optimizer that the cohort's members ask for (one kind a cohort)."""
+    kind = CohortAdamW if trains[0].optimizer == "adamw" else BitsAndBytesAdamW
+    return kind(flat, trains, steps)
 
 
 def _tables(trains: Sequence[Train], steps: int) -> torch.Tensor:

@@ -102,8 +102,8 @@ def state(fit: Fit, k: int, reload: dict[str, Any]) -> tuple[str, str | None]:
 def training_notes(job: TrainJob, loaded: LoadedBase) -> list[str]:
     """What a reader of the record should know about how it came about."""
     notes = []
-    if loaded.device.type == "cpu" and job.cell.train.optimizer != "adamw":
-        notes.append(f"{job.cell.train.optimizer} needs CUDA: adamw was used, which has the same 32-bit arithmetic")
+    if loaded.device.type == "cpu" and job.cell.train.optimizer.startswith("paged"):
+        notes.append(f"{job.cell.train.optimizer} on a CPU: the same optimizer without paging")
     if loaded.device.type == "cpu" and "int8" in job.cell.precision_names:
         notes.append("int8 on a CPU: bitsandbytes quantizes the weights only, not the activations")
     return notes
