@@ -17,6 +17,7 @@ from torch import nn
 
 from loracle.adapters.dropout import keep_mask, layer_key, step_keys
 from loracle.adapters.flat import FlatParameters
+from loracle.adapters.fused import AdaptedLinear, input_gradient
 from loracle.adapters.targets import Site
 from loracle.models.precision import set_submodule
 
@@ -85,31 +86,28 @@ class CohortLoRA(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x: [K·b, T, d_in]`` → ``[K·b, T, d_out]``."""
-        y: torch.Tensor = self.base(x)
         if self.state.bypass:
-            return y
+            return self.base(x)
         if self.state.alone is not None:
-            return self._as_peft(x, y, self.state.alone)
-        members = self.state.size
-        rows = x.reshape(members, -1, x.shape[-1]).to(self.dtype)
-        if self.state.training and self.state.has_dropout:
-            rows = rows * self._mask(x).to(rows.dtype)
-        if len(self.sites) == 1 and self.sites[0].width == self.sites[0].d_out:
-            hidden = torch.bmm(rows, self.A[0].transpose(1, 2)) * self.scales[0]
-            out = torch.baddbmm(y.reshape(members, -1, y.shape[-1]).to(self.dtype), hidden, self.B[0].transpose(1, 2))
-            return out.view(y.shape).to(y.dtype)
-        return (y.to(self.dtype) + self._delta(rows).view(y.shape)).to(y.dtype)
+            return self._as_peft(x, self.base(x), self.state.alone)
+        inputs = x.reshape(self.state.size, -1, x.shape[-1])
+        rows = inputs * self._mask(x).to(x.dtype) if self.state.training and self.state.has_dropout else None
+        dx_of = input_gradient(self.base)
+        if dx_of is None:
+            y = self._by_autograd(inputs, rows)
+        else:
+            weights = [w for pair in zip(self.A, self.B, strict=True) for w in pair]
+            y = AdaptedLinear.apply(inputs, rows, self.base, dx_of, self.sites, self.scales, *weights)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], y.shape[-1])
 
-    def _delta(self, rows: torch.Tensor) -> torch.Tensor:
-        """Sum over slots, each on its rows of the output: ``[K, b·T, d_out]``."""
-        d_out = self.sites[0].d_out
-        total: torch.Tensor | None = None
+    def _by_autograd(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """The same sum where the base's backward is its own (bitsandbytes' int8)."""
+        y: torch.Tensor = self.base(x)
+        seen = (x if rows is None else rows).to(self.dtype)
         for site, a, b, scale in zip(self.sites, self.A, self.B, self.scales, strict=True):
-            part = torch.bmm(torch.bmm(rows, a.transpose(1, 2)) * scale, b.transpose(1, 2))
-            part = nn.functional.pad(part, (site.start, d_out - site.stop))
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+            part = torch.bmm(torch.bmm(seen, a.transpose(1, 2)) * scale, b.transpose(1, 2))
+            y = y + nn.functional.pad(part, (site.start, site.d_out - site.stop)).to(y.dtype)
+        return y
 
     def _as_peft(self, x: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:
         """Member ``k``'s output, operation for operation as PEFT computes its saved adapter (no padding, slices fused)."""
