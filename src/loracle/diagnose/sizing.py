@@ -21,8 +21,11 @@ from loracle.spec.study import Train
 from loracle.train.fit import Fit, FitSettings
 
 CANDIDATES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-ROUNDS = 3
-NEAR = 1.05  # the largest cohort within 5% of the fastest: each one more costs a start and an evaluation of the base
+ROUNDS = 2
+# Each cohort more costs a start and an evaluation of the base, so the largest size wins that is nearly as fast as the fastest
+# and as one run alone.
+NEAR_FASTEST = 1.10
+NEAR_ALONE = 1.03
 BUDGET_S = 10.0
 HEADROOM = 0.85  # of a GPU's memory
 
@@ -57,7 +60,8 @@ def measure(
             break
     best = {size: min(times[size]) for size in sizes if size in times}
     fastest = min(best.values())
-    size = max(s for s, t in best.items() if t <= fastest * NEAR)
+    limit = max(fastest, min(fastest * NEAR_FASTEST, best[1] * NEAR_ALONE))
+    size = max(s for s, t in best.items() if t <= limit)
     return {
         "size": size,
         "ms_per_step": best[size] * size * 1000,
