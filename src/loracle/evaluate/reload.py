@@ -156,9 +156,11 @@ class Reloader:
                 input_ids=batch.input_ids, **({"logits_to_keep": scored} if self.selects else {})
             ).logits
             logits = logits[:, : len(scored)].float()
+            # flat rows: over a strided vocabulary torch sums 8,192 terms one after another, and is off by 2e-5
+            targets = labels[:, scored]
             losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), labels[:, scored], ignore_index=-100, reduction="none"
-            )
+                logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-100, reduction="none"
+            ).view(targets.shape)
             sums[items] = losses.double().sum(1).cpu().numpy()
         return sums
 
