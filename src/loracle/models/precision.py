@@ -9,7 +9,7 @@ sections 3 and 4), int8 (bitsandbytes, LLM.int8(), Dettmers et al. 2022). Storag
 from __future__ import annotations
 
 import fnmatch
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,7 +109,7 @@ def quantize_int8(module: nn.Module, *, dtype: torch.dtype, device: torch.device
     """bitsandbytes' 8-bit linear (LLM.int8(), outlier threshold 6.0 as Transformers sets it)."""
     import bitsandbytes as bnb
 
-    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_cast_warning)
     weight = oriented_weight(module)
     d_out, d_in = weight.shape
     bias = getattr(module, "bias", None)
@@ -122,6 +122,11 @@ def quantize_int8(module: nn.Module, *, dtype: torch.dtype, device: torch.device
     if linear.weight.dtype != torch.int8:
         raise ModelError(f"bitsandbytes left a layer unquantized (int8, {d_out} × {d_in})")
     return linear
+
+
+def _no_cast_warning(entry: logging.LogRecord) -> bool:
+    """bitsandbytes says at every int8 product that it casts its input: once is known."""
+    return "inputs will be cast" not in entry.getMessage()
 
 
 def dequantize(packed: Any, dtype: torch.dtype) -> DequantizedLinear:

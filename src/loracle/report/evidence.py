@@ -27,7 +27,7 @@ STATES = ("done", "diverged", "oom", "failed", "interrupted")
 NOT_RUN = "not run"
 ALL_STATES = (*STATES, NOT_RUN)
 SIXTEEN_BIT = ("bf16", "fp16", "fp32")
-DEFAULT_QUESTIONS = ("degradation", "rank_threshold", "similarity")
+DEFAULT_QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity")
 TEXT_COLUMNS = ("prompt", "prediction", "reference")
 NO_SCORE = {"item", "loss", "base_loss", "target_tokens", "prediction_ids", *TEXT_COLUMNS}
 

@@ -4,10 +4,10 @@
 
 base_loss is the untrained base in 16 bits, losses in nats per token. A ratio of two uncertain means, so
 Fieller's method: g is in the interval when the mean of ``(base - arm) - g (base - reference)`` is not shown
-to differ from 0. The delta method is symmetric and undercovers when the reference's own gain is small;
-Fieller then says "unbounded". The verdict at a margin rests on that linear contrast alone, which is exact.
+to differ from 0. Where the reference's own gain is small that set is unbounded, which the delta method
+cannot say. The verdict at a margin rests on that linear contrast alone, which is exact.
 
-The base's loss is known as a total, not by item. Its items are taken to vary with their tokens only, which
+Only the base's total enters, not its losses by item. Its items are taken to vary with their tokens only, which
 gives a variance at least as large as the truth wherever items that are hard for the base are hard for the
 tuned model too.
 """

@@ -125,6 +125,8 @@ def prepare_torch(threads: int | None) -> None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+    # cuDNN's attention makes a plan for every new length (some 100 ms each) and is not deterministic
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def main(arguments: list[str]) -> int:

@@ -118,6 +118,7 @@ class TrainJob:
                 m.cell.adapter.dropout,
                 m.init_seed,
                 m.order_seed,
+                m.cell.adapter.rslora,
             )
             for m in self.members
         ]
@@ -149,6 +150,7 @@ class TrainJob:
             [m.order_seed for m in self.members],
             settings,
         )
+        fit.optimizer.use_loraplus([m.cell.adapter.loraplus_ratio for m in self.members])
         found, notes = checkpoint.newest(self.place, identity)
         self.notes += notes
         if found is None:
