@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loracle.cli import doctor, new, report, studies
+from loracle.cli import doctor, evaluate, new, report, studies
 
 app = typer.Typer(
     name="loracle",
@@ -44,4 +44,5 @@ app.command("new")(new.new)
 app.command("plan")(studies.plan)
 app.command("run")(studies.run)
 app.command("report")(report.report)
+app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
