@@ -22,6 +22,11 @@ from loracle.adapters.targets import Site
 from loracle.models.precision import set_submodule
 
 
+def lora_scale(alpha: float, rank: int, rslora: bool = False) -> float:
+    """The factor of B·A: alpha / rank (LoRA, Hu et al. 2021), or alpha / √rank (rsLoRA, Kalajdzievski 2023)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
 @dataclass(frozen=True)
 class Member:
     """One run's adapter. ``init_seed`` seeds A, ``dropout_seed`` its dropout; ``sites`` are where it has parameters."""
@@ -33,11 +38,12 @@ class Member:
     dropout: float = 0.0
     init_seed: int = 0
     dropout_seed: int = 0
+    rslora: bool = False
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
-        return self.alpha / self.rank
+        """alpha / rank; alpha / √rank under rsLoRA."""
+        return lora_scale(self.alpha, self.rank, self.rslora)
 
     @property
     def trainable_params(self) -> int:
@@ -106,7 +112,7 @@ class CohortLoRA(nn.Module):
         seen = (x if rows is None else rows).to(self.dtype)
         for site, a, b, scale in zip(self.sites, self.A, self.B, self.scales, strict=True):
             part = torch.bmm(torch.bmm(seen, a.transpose(1, 2)) * scale, b.transpose(1, 2))
-            y = y + nn.functional.pad(part, (site.start, site.d_out - site.stop)).to(y.dtype)
+            y = y + site.spread(part).to(y.dtype)
         return y
 
     def _as_peft(self, x: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:
@@ -115,14 +121,9 @@ class CohortLoRA(nn.Module):
         if not own:
             return y
         a = torch.cat([self.A[i][k, :rank] for i, rank in own])
-        blocks = [
-            nn.functional.pad(
-                self.B[i][k, :, :rank], (0, 0, self.sites[i].start, self.sites[i].d_out - self.sites[i].stop)
-            )
-            for i, rank in own
-        ]
+        b = torch.cat([self.sites[i].spread(self.B[i][k, :, :rank].T) for i, rank in own]).T
         scale = float(self.scales[own[0][0]][k])
-        delta = nn.functional.linear(nn.functional.linear(x.to(self.dtype), a), torch.cat(blocks, dim=1).contiguous())
+        delta = nn.functional.linear(nn.functional.linear(x.to(self.dtype), a), b.contiguous())
         return (y + delta * scale).to(y.dtype)
 
     def _mask(self, x: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loracle.adapters.targets import Site
+from loracle.models.linears import split_rows
 from loracle.models.precision import is_4bit
 
 Backward = Callable[[torch.Tensor], torch.Tensor]
@@ -55,7 +56,7 @@ class AdaptedLinear(torch.autograd.Function):
         hidden = []
         for i, (site, scale) in enumerate(zip(sites, scales, strict=True)):
             h = torch.bmm(seen, weights[2 * i].transpose(1, 2)) * scale
-            add_product(y[..., site.start : site.stop], h, weights[2 * i + 1].transpose(1, 2))
+            add_product(split_rows(y, site.rows), h, weights[2 * i + 1].transpose(1, 2))
             hidden.append(h)
         ctx.dx_of, ctx.sites, ctx.scales, ctx.same, ctx.dtype = dx_of, sites, scales, rows is None, x.dtype
         ctx.save_for_backward(seen, *hidden, *weights)
@@ -70,7 +71,8 @@ class AdaptedLinear(torch.autograd.Function):
         gradients: list[torch.Tensor] = []
         for i, (site, scale, h) in enumerate(zip(ctx.sites, ctx.scales, hidden, strict=True)):
             a, b = weights[2 * i], weights[2 * i + 1]
-            g = dy[..., site.start : site.stop].to(a.dtype)
+            g = split_rows(dy, site.rows).to(a.dtype)
+            g = g.flatten(-2) if site.period else g
             dh = torch.bmm(g, b) * scale
             gradients += [torch.bmm(dh.transpose(1, 2), seen), torch.bmm(g.transpose(1, 2), h)]
             if into is not None:
@@ -80,8 +82,8 @@ class AdaptedLinear(torch.autograd.Function):
 
 
 def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """``target += left @ right`` in place, for ``[K, n, m]`` in any dtype."""
+    """``target += left @ right`` in place, for ``[K, n, m]`` in any dtype; the target's last dimension may be split in two."""
     if target.dtype == left.dtype and target.is_contiguous():
         target.baddbmm_(left, right)
     else:
-        target += torch.bmm(left, right).to(target.dtype)
+        target += torch.bmm(left, right).to(target.dtype).view(target.shape)

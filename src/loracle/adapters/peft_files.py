@@ -1,12 +1,13 @@
 """A member's adapter as PEFT's files: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
 Slices of one fused layer leave as one adapter on that layer with the same ΔW: their A's stacked, their B's block-placed in the rows
-of their slice, rank and alpha multiplied by the number of slices (``rank_pattern``, ``alpha_pattern``), so that alpha/r is kept.
+of their slice, rank multiplied by the number of slices and alpha so that the scale is kept (``rank_pattern``, ``alpha_pattern``).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from loracle.adapters.cohort import Member
+from loracle.adapters.cohort import Member, lora_scale
 from loracle.adapters.targets import Site
 from loracle.models.linears import Linear
 from loracle.store.files import file_sha256, replacing, write_json
@@ -26,15 +27,21 @@ Pairs = Mapping[Site, tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class ModuleAdapter:
-    """One module's adapter as PEFT holds it: ``a: [r, d_in]``, ``b: [d_out, r]``, ``scale = alpha / r``."""
+    """One module's adapter as PEFT holds it: ``a: [r, d_in]``, ``b: [d_out, r]``."""
 
     a: torch.Tensor
     b: torch.Tensor
     rank: int
     alpha: float
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """ΔW = scale·B·A."""
+        return lora_scale(self.alpha, self.rank, self.rslora)
 
 
-def fuse(pairs: Pairs, rank: int, alpha: float) -> dict[str, ModuleAdapter]:
+def fuse(pairs: Pairs, rank: int, alpha: float, rslora: bool = False) -> dict[str, ModuleAdapter]:
     """Module name → its one adapter, from the sites' own (each of ``rank`` and ``alpha``)."""
     by_module: dict[str, list[Site]] = {}
     for site in pairs:
@@ -42,11 +49,10 @@ def fuse(pairs: Pairs, rank: int, alpha: float) -> dict[str, ModuleAdapter]:
     out: dict[str, ModuleAdapter] = {}
     for module, sites in by_module.items():
         total = rank * len(sites)
-        b = torch.zeros(sites[0].d_out, total, dtype=pairs[sites[0]][1].dtype)
-        for i, site in enumerate(sites):
-            b[site.start : site.stop, i * rank : (i + 1) * rank] = pairs[site][1].cpu()
+        b = torch.cat([site.spread(pairs[site][1].cpu().T) for site in sites]).T
         a = torch.cat([pairs[site][0].cpu() for site in sites])
-        out[module] = ModuleAdapter(a, b, total, alpha * len(sites))
+        factor = math.sqrt(len(sites)) if rslora else len(sites)
+        out[module] = ModuleAdapter(a, b, total, alpha * factor, rslora)
     return out
 
 
@@ -83,6 +89,7 @@ def adapter_config(
         rank_pattern=ranks,
         alpha_pattern=alphas,
         fan_in_fan_out=False,
+        use_rslora=member.rslora,
     )
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
 
@@ -95,7 +102,7 @@ def save_adapter(
     folder: Path, pairs: Pairs, member: Member, linears: Sequence[Linear], *, base: str, revision: str | None
 ) -> str:
     """Write the two files atomically; returns the SHA-256 of the weights file."""
-    fused = fuse(pairs, member.rank, member.alpha)
+    fused = fuse(pairs, member.rank, member.alpha, member.rslora)
     tensors: dict[str, torch.Tensor] = {}
     for name, module in fused.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = module.a.contiguous()
@@ -118,5 +125,5 @@ def read_adapter(folder: Path) -> dict[str, ModuleAdapter]:
         name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         a, b = tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")]
         alpha = float(config["alpha_pattern"].get(name, config["lora_alpha"]))
-        out[name] = ModuleAdapter(a, b, a.shape[0], alpha)
+        out[name] = ModuleAdapter(a, b, a.shape[0], alpha, bool(config.get("use_rslora", False)))
     return out

@@ -10,14 +10,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from loracle.base.errors import SpecError
 from loracle.base.names import nearest
-from loracle.models.linears import LOGICAL, Linear
+from loracle.models.linears import LOGICAL, Linear, Rows
 
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One adapter's place: output rows ``[start, stop)`` of the linear layer ``module``; ``kind`` names the slice."""
+    """One adapter's place: output rows ``[start, stop)`` of the linear layer ``module``; ``kind`` names the slice.
+
+    ``period`` above 0: these of every ``period`` rows (q, k and v that are interleaved by head).
+    """
 
     module: str
     start: int
@@ -26,20 +32,35 @@ class Site:
     d_out: int
     layer: int | None
     kind: str
+    period: int = 0
+
+    @property
+    def rows(self) -> Rows:
+        """The output rows, as ``Linear.slices`` gives them."""
+        return (self.start, self.stop, self.period) if self.period else (self.start, self.stop)
 
     @property
     def width(self) -> int:
         """Output features that the adapter adds to."""
-        return self.stop - self.start
+        return (self.stop - self.start) * (self.d_out // self.period if self.period else 1)
 
     @property
     def key(self) -> str:
         """A stable name: seeds of initial weights and dropout are derived from it."""
-        return self.module if self.width == self.d_out else f"{self.module}[{self.start}:{self.stop}]"
+        if self.width == self.d_out:
+            return self.module
+        return f"{self.module}[{self.start}:{self.stop}{f' of {self.period}' if self.period else ''}]"
 
     def params(self, rank: int) -> int:
         """Trainable parameters at ``rank``: r·(d_in + width)."""
         return rank * (self.d_in + self.width)
+
+    def spread(self, part: torch.Tensor) -> torch.Tensor:
+        """``[.., width]`` → ``[.., d_out]``: in this site's rows, zero elsewhere."""
+        if not self.period:
+            return nn.functional.pad(part, (self.start, self.d_out - self.stop))
+        groups = part.view(*part.shape[:-1], -1, self.stop - self.start)
+        return nn.functional.pad(groups, (self.start, self.period - self.stop)).flatten(-2)
 
 
 def resolve_targets(
@@ -59,20 +80,20 @@ def resolve_targets(
 
 def _sites_of(linears: Sequence[Linear], name: str, is_regex: bool) -> Iterable[Site]:
     for linear in linears:
-        whole = (0, linear.d_out)
+        whole: Rows = (0, linear.d_out)
         if name == "all-linear":
-            span = whole
+            rows = whole
         elif name in linear.slices:
-            span = linear.slices[name]
+            rows = linear.slices[name]
         elif name in LOGICAL and any(name in other.slices for other in linears):
             continue  # a logical name of this architecture never also means a raw suffix
         elif linear.name == name or linear.name.endswith("." + name) or (is_regex and _full_match(name, linear.name)):
-            span = whole
+            rows = whole
         else:
             continue
-        yield Site(
-            linear.name, *span, linear.d_in, linear.d_out, linear.layer, name if name in linear.slices else linear.kind
-        )
+        start, stop, *period = rows
+        kind = name if name in linear.slices else linear.kind
+        yield Site(linear.name, start, stop, linear.d_in, linear.d_out, linear.layer, kind, *period)
 
 
 def _full_match(pattern: str, name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from loracle.adapters.peft_files import ModuleAdapter, read_adapter
+from loracle.models.linears import Rows, take_rows
 
 
 def inner(a1: torch.Tensor, b1: torch.Tensor, a2: torch.Tensor, b2: torch.Tensor) -> float:
@@ -33,11 +34,10 @@ def _basis(b: torch.Tensor) -> torch.Tensor:
     return u[:, s > s.max() * 1e-10] if s.numel() and float(s.max()) > 0 else u[:, :0]
 
 
-def compare(first: ModuleAdapter, second: ModuleAdapter, rows: tuple[int, int]) -> dict[str, float | None]:
-    """Cosine, L2 distance and relative difference (‖ΔW₂ − ΔW₁‖ / ‖ΔW₁‖) on output rows ``[start, stop)``; the first is the reference."""
-    start, stop = rows
-    a1, b1 = first.a.double(), first.b[start:stop].double() * (first.alpha / first.rank)
-    a2, b2 = second.a.double(), second.b[start:stop].double() * (second.alpha / second.rank)
+def compare(first: ModuleAdapter, second: ModuleAdapter, rows: Rows) -> dict[str, float | None]:
+    """Cosine, L2 distance and relative difference (‖ΔW₂ − ΔW₁‖ / ‖ΔW₁‖) on output rows ``rows``; the first is the reference."""
+    a1, b1 = first.a.double(), take_rows(first.b, rows).double() * first.scale
+    a2, b2 = second.a.double(), take_rows(second.b, rows).double() * second.scale
     one, two, cross = inner(a1, b1, a1, b1), inner(a2, b2, a2, b2), inner(a1, b1, a2, b2)
     if one <= 0 or two <= 0:
         return {"cosine": None, "l2": None, "relative_difference": None, "principal_angle_cosine": None}
@@ -53,22 +53,22 @@ def compare(first: ModuleAdapter, second: ModuleAdapter, rows: tuple[int, int]) 
 def compare_adapters(first: Path, second: Path, modules: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each adapted module, and for each logical slice of a fused one.
 
-    ``modules``: module name → ``{layer, slices: {kind: [start, stop]}}`` (from the run's record).
+    ``modules``: module name → ``{layer, slices: {kind: rows}}`` (from the run's record).
     """
     one, two = read_adapter(first), read_adapter(second)
     out: list[dict[str, Any]] = []
     for name in sorted(one.keys() & two.keys(), key=lambda n: (modules.get(n, {}).get("layer") or 0, n)):
         info = modules.get(name, {})
         slices = info.get("slices") or {name.rpartition(".")[2]: (0, one[name].b.shape[0])}
-        for kind, (start, stop) in slices.items():
-            if not bool(one[name].b[start:stop].any()) and not bool(two[name].b[start:stop].any()):
+        for kind, rows in slices.items():
+            if not any(bool(take_rows(x[name].b, rows).any()) for x in (one, two)):
                 continue  # a slice that nobody trained
             out.append(
                 {
                     "layer": info.get("layer"),
                     "kind": kind,
                     "module": name,
-                    **compare(one[name], two[name], (start, stop)),
+                    **compare(one[name], two[name], tuple(rows)),
                 }
             )
     return out

@@ -29,6 +29,7 @@ _SHORT = {
     "order_seed": "order",
     "max_length": "len",
     "weight_decay": "wd",
+    "loraplus_ratio": "lp",
 }
 
 
@@ -118,7 +119,7 @@ def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
             continue
         if isinstance(value, Mapping):
             value = value.get("name") or value.get("model") or value.get("data") or "custom"
-        text = str(value).rstrip("/").split("/")[-1]
+        text = str(value).replace("e+", "e").rstrip("/").split("/")[-1]
         parts.append(slug(f"{_SHORT.get(name, name if isinstance(value, bool) else '')}{text}", 24))
     return "-".join(parts)
 

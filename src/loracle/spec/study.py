@@ -6,10 +6,11 @@ or data to be checked (the ``inspect`` job).
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from loracle.base.names import is_safe
 
@@ -20,6 +21,7 @@ UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
 QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity", "memory", "speed")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_LATER = {"rslora": False, "loraplus_ratio": 1.0}
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -87,6 +89,16 @@ class Adapter(Spec):
         description="logical names (q, k, v, o, up, gate, down), raw module names as PEFT takes them, or all-linear",
     )
     dtype: Dtype = Field("auto", description="dtype of the adapter's parameters; auto: float32")
+    rslora: bool = Field(False, description="rsLoRA: scale ΔW by alpha/√rank in place of alpha/rank")
+    loraplus_ratio: float = Field(
+        1.0, gt=0.0, description="LoRA+: the learning rate of B is this many times that of A (adamw only)"
+    )
+
+    @model_serializer(mode="wrap")
+    def _dump(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings added later are left out at their default, so that what they do not touch keeps its identity."""
+        dumped: dict[str, Any] = serialise(self)
+        return {key: value for key, value in dumped.items() if key not in _LATER or value != _LATER[key]}
 
     @model_validator(mode="after")
     def _check(self) -> Adapter:
@@ -107,8 +119,8 @@ class Adapter(Spec):
 
     @property
     def scale(self) -> float:
-        """alpha / rank, the factor of B·A (LoRA, Hu et al. 2021, section 4.1)."""
-        return self.alpha_value / self.rank
+        """The factor of B·A: alpha / rank (LoRA, Hu et al. 2021, section 4.1), or alpha / √rank (rsLoRA)."""
+        return self.alpha_value / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class Train(Spec):
@@ -192,6 +204,8 @@ class Cell(Spec):
             )
         if self.block_size is not None and self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size: {self.block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
+        if self.adapter.loraplus_ratio != 1 and self.train.optimizer != "adamw":
+            raise ValueError(f"adapter.loraplus_ratio: LoRA+ needs train.optimizer: adamw, not {self.train.optimizer}")
         if self.storage == "dequantized" and "int8" in self.precision_names:
             raise ValueError("storage: int8 also quantizes activations, so it has quantized storage only")
         if self.storage == "unquantized" and self.precision_names - UNQUANTIZED:

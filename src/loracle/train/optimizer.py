@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from loracle.adapters.flat import FlatParameters
+from loracle.base.errors import SpecError
 from loracle.spec.study import Train
 from loracle.train.schedule import learning_rates
 
@@ -23,7 +24,7 @@ class CohortOptimizer:
 
     def __init__(self, flat: FlatParameters, trains: Sequence[Train], steps: int) -> None:
         self.flat = flat
-        self.trains = list(trains)
+        self.trains, self.steps = list(trains), steps
         self.rates = [learning_rates(t, steps) for t in trains]
         self.active = torch.ones(len(trains), 1, dtype=torch.bool, device=flat.data.device)
         self.max_norm = self.column([t.max_grad_norm if t.max_grad_norm is not None else float("inf") for t in trains])
@@ -46,6 +47,11 @@ class CohortOptimizer:
         self.update(step)
         return norms.squeeze(1)
 
+    def use_loraplus(self, ratios: Sequence[float]) -> None:
+        """LoRA+ (Hayou et al. 2024): member k's B learns at ``ratios[k]`` times the rate of its A."""
+        if any(ratio != 1 for ratio in ratios):
+            raise SpecError("LoRA+ needs train.optimizer: adamw", "adapter.loraplus_ratio")
+
     def update(self, step: int) -> None:
         """Change the active members' parameters by the clipped gradient."""
         raise NotImplementedError
@@ -66,12 +72,28 @@ class CohortAdamW(CohortOptimizer):
         self.beta2 = self.column([t.beta2 for t in trains])
         self.one_minus_beta2 = self.column([1 - t.beta2 for t in trains])
         self.epsilon = self.column([t.epsilon for t in trains])
-        self.tables = _tables(trains, steps).to(flat.data.dtype).to(flat.data.device)  # [steps, 3, K, 1]
+        self.tables = self._device_tables([1.0] * len(trains))  # [steps, 3, K, 1]
+        self.b_tables: torch.Tensor | None = None  # the same for B, where some member uses LoRA+
+        self.is_b: torch.Tensor | None = None  # [P]
+
+    def _device_tables(self, ratios: Sequence[float]) -> torch.Tensor:
+        return _tables(self.trains, ratios, self.steps).to(self.flat.data.dtype).to(self.flat.data.device)
+
+    def use_loraplus(self, ratios: Sequence[float]) -> None:
+        if all(ratio == 1 for ratio in ratios):
+            return
+        self.b_tables = self._device_tables(ratios)
+        sizes = [parameter[0].numel() for pair in self.flat.pairs for parameter in pair]
+        which = torch.tensor([False, True] * len(self.flat.pairs))
+        self.is_b = which.repeat_interleave(torch.tensor(sizes)).to(self.flat.data.device)
 
     def update(self, step: int) -> None:
         """``torch.optim.AdamW``'s step; members that are frozen keep their parameters."""
         grad, data = self.flat.grad, self.flat.data
         decay, denominator, size = self.tables[step]
+        if self.b_tables is not None and self.is_b is not None:
+            decay = torch.where(self.is_b, self.b_tables[step, 0], decay)  # [K, P]
+            size = torch.where(self.is_b, self.b_tables[step, 2], size)
         self.exp_avg.lerp_(grad, self.one_minus_beta1)
         self.exp_avg_sq.mul_(self.beta2).add_(grad * grad * self.one_minus_beta2)
         root = (self.exp_avg_sq.sqrt() / denominator).add_(self.epsilon)
@@ -137,12 +159,12 @@ def make_optimizer(flat: FlatParameters, trains: Sequence[Train], steps: int) ->
     return kind(flat, trains, steps)
 
 
-def _tables(trains: Sequence[Train], steps: int) -> torch.Tensor:
-    """Float64 ``[steps, 3, K, 1]``: 1 - lr·decay, √(1 - β₂ᵗ), lr / (1 - β₁ᵗ)."""
+def _tables(trains: Sequence[Train], ratios: Sequence[float], steps: int) -> torch.Tensor:
+    """Float64 ``[steps, 3, K, 1]``: 1 - lr·decay, √(1 - β₂ᵗ), lr / (1 - β₁ᵗ), with lr times the member's ratio."""
     t = torch.arange(1, steps + 1, dtype=torch.float64)
     columns = []
-    for train in trains:
-        rate = torch.tensor(learning_rates(train, steps), dtype=torch.float64)
+    for train, ratio in zip(trains, ratios, strict=True):
+        rate = torch.tensor(learning_rates(train, steps), dtype=torch.float64) * ratio
         columns.append(
             torch.stack(
                 [1 - rate * train.weight_decay, (1 - train.beta2**t).sqrt(), rate / (1 - train.beta1**t)], dim=1

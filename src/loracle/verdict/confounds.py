@@ -144,7 +144,9 @@ def _is_recipe(compare: Any) -> bool:
 
 def _scale(flat: Mapping[str, Any]) -> float | None:
     rank, alpha = flat.get("adapter.rank"), flat.get("adapter.alpha")
-    return float(alpha) / float(rank) if isinstance(rank, int) and isinstance(alpha, (int, float)) and rank else None
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not rank:
+        return None
+    return float(alpha) / (float(rank) ** 0.5 if flat.get("adapter.rslora") else float(rank))
 
 
 def _has_blocks(precision: Any) -> bool:
