@@ -146,7 +146,7 @@ class Reloader:
         """
         self.model.set_adapter(f"run-{index}")
         sums = np.zeros(len(rows))
-        for items in batches_by_length([len(row.input_ids) for row in rows], 1, self.device.type):
+        for items in batches_by_length([len(row.input_ids) for row in rows], 1, self.device.type, recorded=True):
             batch = collate([rows[i] for i in items], pad_id, self.device)  # type: ignore[misc]
             labels = batch.labels[:, 1:]
             scored = (labels != -100).any(0).nonzero().squeeze(1)  # columns where some row is scored
