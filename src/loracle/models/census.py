@@ -73,7 +73,7 @@ def _parameters(module: Any) -> int:
 
 def predicted_bits(precision: str, double_quant: bool | None, block_size: int | None) -> float:
     """Bits per weight that a codec promises. 4-bit: 4 + 32/block, or 4 + 8/block + 32/(256·block) with double quantization
-    (QLoRA, Dettmers et al. 2023, section 3); int8: 8 (its row constants depend on the shape, see ``predicted_constants``)."""
+    (QLoRA, Dettmers et al. 2023, section 3); int8: 8 (its row constants depend on the shape, see ``ledger.constants_bytes``)."""
     if precision in FOUR_BIT:
         block = block_size or 64
         return 4 + (8 / block + 32 / (256 * block) if double_quant else 32 / block)

@@ -45,16 +45,6 @@ def assign(precision: str | Mapping[str, str], linears: Sequence[Linear]) -> dic
     return out
 
 
-def plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """A frozen ``nn.Linear`` around existing tensors; ``weight: [d_out, d_in]``."""
-    d_out, d_in = weight.shape
-    linear = nn.Linear(d_in, d_out, bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias, requires_grad=False)
-    return linear
-
-
 class DequantizedLinear(nn.Linear):
     """The dense weight of a quantized linear, which stays at hand in ``packed`` (not a submodule) for the final evaluation."""
 

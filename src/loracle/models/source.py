@@ -5,7 +5,6 @@ Weights are safetensors only, code from a model's folder is never run (``auto_ma
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,10 +172,3 @@ def licence(source: Source) -> str | None:
         if line.startswith("license:"):
             return line.partition(":")[2].strip() or None
     return None
-
-
-def training_facts(source: Source) -> dict[str, Any] | None:
-    """``training.json`` of the folder, if the base comes with one."""
-    if source.folder is None or not (path := source.folder / "training.json").is_file():
-        return None
-    return dict(json.loads(path.read_text(encoding="utf-8")))
