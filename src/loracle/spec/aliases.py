@@ -28,6 +28,7 @@ FACTORS: dict[str, str] = {
     "adapter_dtype": "adapter.dtype",
     "rslora": "adapter.rslora",
     "loraplus_ratio": "adapter.loraplus_ratio",
+    "options": "adapter.options",
     "steps": "train.steps",
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",

@@ -12,7 +12,8 @@ from loracle.base.errors import SpecError
 from loracle.base.names import slug
 from loracle.spec.aliases import factor_path, open_section, put
 from loracle.spec.load import explain, tuples, validate
-from loracle.spec.study import FOUR_BIT, Base, Cell, Study
+from loracle.spec.methods import METHODS
+from loracle.spec.study import FOUR_BIT, INTEGER, Base, Cell, Study
 
 _SHORT = {
     "alpha": "a",
@@ -72,7 +73,9 @@ def normalised(cell: Cell) -> Cell:
     """A cell without a 4-bit module has no 4-bit settings, so equal cells compare equal."""
     if cell.precision_names & FOUR_BIT:
         return cell
-    update: dict[str, Any] = {"double_quant": None, "block_size": None}
+    update: dict[str, Any] = {"double_quant": None}
+    if not cell.precision_names & INTEGER:
+        update["block_size"] = None
     return cell.model_copy(update=update)
 
 
@@ -112,15 +115,22 @@ def targets_label(targets: str | tuple[str, ...] | list[str]) -> str:
 
 
 def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
-    """Readable name: precision, rank and targets always; other varied factors after them."""
-    parts = [precision_label(cell.precision), f"r{cell.adapter.rank}", targets_label(cell.adapter.targets)]
+    """Readable name: precision, method (but lora), rank and targets where it has them; other varied factors after them."""
+    adapter = cell.adapter
+    method = METHODS[adapter.method]
+    parts = [precision_label(cell.precision)]
+    parts += [] if adapter.method == "lora" else [adapter.method.replace("_", "-")]
+    parts += [f"r{adapter.rank}"] if method.rank else []
+    parts += [targets_label(adapter.targets)] if method.targets else []
     for name, value in values.items():
-        if name in ("precision", "rank", "targets"):
+        if name in ("precision", "method", "rank", "targets"):
             continue
         if isinstance(value, Mapping):
             value = value.get("name") or value.get("model") or value.get("data") or "custom"
         text = str(value).replace("e+", "e").rstrip("/").split("/")[-1]
-        parts.append(slug(f"{_SHORT.get(name, name if isinstance(value, bool) else '')}{text}", 24))
+        if isinstance(value, bool):
+            text = name if value else f"no-{name}"
+        parts.append(slug(f"{'' if isinstance(value, bool) else _SHORT.get(name, '')}{text}".replace("_", "-"), 24))
     return "-".join(parts)
 
 

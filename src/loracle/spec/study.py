@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from loracle.base.names import is_safe
+from loracle.base.names import is_safe, suggest
+from loracle.spec.methods import METHODS
 
-Precision = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
-PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8")
-FOUR_BIT = frozenset({"nf4", "fp4"})
+Precision = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8", "int4", "int3", "int2"]
+PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8", "int4", "int3", "int2")
+FOUR_BIT = frozenset({"nf4", "fp4"})  # bitsandbytes' 4-bit data types
+INTEGER = frozenset({"int4", "int3", "int2"})  # HQQ's: groups of block_size weights with a scale and a zero point
 UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
 QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity", "memory", "speed")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-_LATER = {"rslora": False, "loraplus_ratio": 1.0}
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -29,6 +30,16 @@ class Spec(BaseModel):
     """Base of all: frozen, strict types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Settings added after the first version: left out at their default, so that what they do not touch keeps its identity."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = serialise(self)
+        for key in self.later:
+            if key in dumped and getattr(self, key) == type(self).model_fields[key].get_default(call_default_factory=True):
+                del dumped[key]
+        return dumped
 
 
 class Base(Spec):
@@ -36,6 +47,10 @@ class Base(Spec):
 
     model: str = Field("gpt2-demo", description="hub id, folder in Hugging Face format, or 'gpt2-demo' (built in)")
     revision: str | None = Field(None, description="hub branch, tag or commit; pinned in the record")
+    add_tokens: tuple[str, ...] = Field(
+        (), description="new tokens for the tokenizer; embeddings and head are then trained too (the run trains alone)"
+    )
+    later = frozenset({"add_tokens"})
 
 
 class Task(Spec):
@@ -47,7 +62,11 @@ class Task(Spec):
     subset: str | None = Field(None, description="the hub data set's configuration")
     split: str = Field("train", description="the hub data set's split to train on")
     eval_split: str | None = Field(None, description="the hub data set's split to evaluate on")
-    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text", "text_label"] | None = Field(
+    type: Literal["generation", "classification"] = Field(
+        "generation",
+        description="generation: the answer is text; classification: a head of each run's own over the labels (format text_label)",
+    )
+    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text", "text_label", "squad"] | None = Field(
         None, description="how a row reads; guessed from the columns when absent"
     )
     columns: dict[str, str] = Field(default_factory=dict, description="{what loracle calls it: what the file calls it}")
@@ -65,22 +84,34 @@ class Task(Spec):
     generate: bool = Field(True, description="greedy generation on evaluation prompts (not for format text)")
     generate_samples: PositiveInt | None = Field(32, description="evaluation prompts to generate for; null = all")
     max_new_tokens: int = Field(32, ge=1, le=4096)
+    train_on_inputs: bool = Field(False, description="score the prompt's tokens too, in training and evaluation")
+    latency_samples: PositiveInt | None = Field(
+        None, description="evaluation prompts answered one at a time and timed: latency, time to first token, length"
+    )
     version: PositiveInt = 1
     source: str | None = None
     licence: str | None = None
     description: str | None = None
+    later = frozenset({"type", "train_on_inputs", "latency_samples"})
 
     @model_validator(mode="after")
-    def _has_data(self) -> Task:
+    def _check(self) -> Task:
         if self.name is None and self.data is None:
             raise ValueError("name a task of the library (task: {name: …}) or give data: PATH")
+        if self.type == "classification" and self.format not in (None, "text_label"):
+            raise ValueError(f"type: classification needs format text_label, not {self.format}")
         return self
+
+    @property
+    def classifies(self) -> bool:
+        """Whether runs have a classification head."""
+        return self.type == "classification"
 
 
 class Adapter(Spec):
     """What is trained. ``alpha`` is a number, or a multiple of the rank such as '2r', which keeps the scale alpha/r."""
 
-    method: Literal["lora"] = "lora"
+    method: str = Field("lora", description=f"{', '.join(METHODS)}; all but lora train alone, through PEFT")
     rank: PositiveInt = 8
     alpha: Annotated[float, Field(gt=0)] | str = 16.0
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -93,12 +124,13 @@ class Adapter(Spec):
     loraplus_ratio: float = Field(
         1.0, gt=0.0, description="LoRA+: the learning rate of B is this many times that of A (adamw only)"
     )
-
-    @model_serializer(mode="wrap")
-    def _dump(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings added later are left out at their default, so that what they do not touch keeps its identity."""
-        dumped: dict[str, Any] = serialise(self)
-        return {key: value for key, value in dumped.items() if key not in _LATER or value != _LATER[key]}
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further settings of a PEFT method, in PEFT's words (num_virtual_tokens: 20)"
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (), description="modules that are trained in full beside the adapter (the run trains alone)"
+    )
+    later = frozenset({"rslora", "loraplus_ratio", "options", "modules_to_save"})
 
     @model_validator(mode="after")
     def _check(self) -> Adapter:
@@ -108,6 +140,14 @@ class Adapter(Spec):
             raise ValueError(f"alpha: '{self.alpha}' is not above 0")
         if not self.targets:
             raise ValueError("targets: name at least one module")
+        if self.method not in METHODS:
+            raise ValueError(f"method: '{self.method}' is not a method, {suggest(self.method, METHODS)}")
+        if self.options and self.method in ("lora", "full"):
+            raise ValueError(f"options: {self.method} takes none; they are for PEFT's other methods")
+        if self.method != "lora" and (self.rslora or self.loraplus_ratio != 1):
+            raise ValueError(f"method: rslora and loraplus_ratio go with lora, not with {self.method}")
+        if self.method == "full" and self.modules_to_save:
+            raise ValueError("modules_to_save: full fine-tuning saves all of them")
         return self
 
     @property
@@ -144,8 +184,12 @@ class Train(Spec):
     base_dropout: bool = Field(False, description="keep the base model's own dropout during training")
     eval_every: PositiveInt | None = Field(None, description="evaluate every so many steps; null: at the end only")
     best_checkpoint: bool = Field(False, description="keep the adapter with the lowest evaluation loss seen")
+    early_stopping: PositiveInt | None = Field(
+        None, description="stop a run after so many evaluations in a row without a lower loss; needs eval_every"
+    )
     init_seed: int | None = Field(None, ge=0, description="seed of the adapter's initial weights; null: the run's seed")
     order_seed: int | None = Field(None, ge=0, description="seed of data order and dropout; null: the run's seed")
+    later = frozenset({"early_stopping"})
 
     @model_validator(mode="after")
     def _check(self) -> Train:
@@ -155,6 +199,8 @@ class Train(Spec):
             raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.best_checkpoint and self.eval_every is None:
             raise ValueError("best_checkpoint needs eval_every, the steps at which the evaluation loss is taken")
+        if self.early_stopping is not None and self.eval_every is None:
+            raise ValueError("early_stopping needs eval_every, the steps at which the evaluation loss is taken")
         return self
 
 
@@ -177,6 +223,10 @@ class Run(Spec):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     reload_items: PositiveInt | None = Field(None, description="items of the reload check; null: all of eval.parquet")
+    track: tuple[Literal["wandb", "tensorboard", "mlflow", "trackio"], ...] = Field(
+        (), description="trackers, through accelerate: one tracker run a run, grouped by study"
+    )
+    later = frozenset({"track"})
 
 
 class Cell(Spec):
@@ -185,10 +235,10 @@ class Cell(Spec):
     base: Base = Base()
     task: Task
     precision: Precision | dict[str, Precision] = Field(
-        "bf16", description="fp32, bf16, fp16, nf4, fp4, int8; or {default: nf4, 'h.1.attn.c_proj': bf16}"
+        "bf16", description="fp32, bf16, fp16, nf4, fp4, int8, int4, int3, int2; or {default: nf4, 'h.1.attn.c_proj': bf16}"
     )
     double_quant: bool | None = Field(True, description="quantize the 4-bit constants too")
-    block_size: int | None = Field(64, description="weights that share a 4-bit constant")
+    block_size: int | None = Field(64, description="weights that share a constant (nf4, fp4, int4, int3, int2)")
     compute_dtype: Dtype = Field("auto", description="auto: what the machine does well")
     storage: Literal["auto", "quantized", "dequantized", "unquantized"] = Field(
         "auto", description="how quantized weights lie while training: same numbers, other bytes"
@@ -206,6 +256,10 @@ class Cell(Spec):
             raise ValueError(f"block_size: {self.block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.adapter.loraplus_ratio != 1 and self.train.optimizer != "adamw":
             raise ValueError(f"adapter.loraplus_ratio: LoRA+ needs train.optimizer: adamw, not {self.train.optimizer}")
+        if self.adapter.method == "full" and self.precision_names - UNQUANTIZED:
+            raise ValueError(f"precision: full fine-tuning trains every weight, so none can be {self.default_precision}")
+        if self.storage == "dequantized" and self.alone:
+            raise ValueError(f"storage: {self.adapter.method} trains through PEFT, in quantized storage only")
         if self.storage == "dequantized" and "int8" in self.precision_names:
             raise ValueError("storage: int8 also quantizes activations, so it has quantized storage only")
         if self.storage == "unquantized" and self.precision_names - UNQUANTIZED:
@@ -213,6 +267,11 @@ class Cell(Spec):
                 f"storage: {self.default_precision} layers are quantized or dequantized, never unquantized"
             )
         return self
+
+    @property
+    def alone(self) -> bool:
+        """Whether a run of this cell shares its base with nobody: it changes the base, or PEFT trains it."""
+        return self.adapter.method != "lora" or bool(self.adapter.modules_to_save) or bool(self.base.add_tokens)
 
     @property
     def precision_names(self) -> frozenset[str]:
