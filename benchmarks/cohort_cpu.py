@@ -52,7 +52,6 @@ def seconds_of_twelve(loaded: LoadedBase, members: list[Member], rows: list[Row]
         group = members[start : start + size]
         cohort = attach(loaded.model, group, torch.float32, loaded.device)
         fit = Fit(
-            loaded.model,
             cohort,
             rows,
             [Train()] * len(group),

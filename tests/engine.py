@@ -57,7 +57,6 @@ def make_fit(
     """An attached cohort and its Fit."""
     cohort = attach(loaded.model, [member(loaded, s) for s in specs], loaded.compute_dtype, loaded.device)
     fit = Fit(
-        loaded.model,
         cohort,
         rows,
         [s.train for s in specs],

@@ -18,7 +18,6 @@ from loracle.adapters.targets import resolve_targets
 from loracle.base.errors import ModelError
 from loracle.models.linears import check_weights, linear_map, take_rows
 from loracle.models.load import LoadedBase, meta_model
-from loracle.models.source import find
 from tests.engine import base
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 48}
@@ -54,12 +53,12 @@ def tiny(folder: Path, family: str) -> LoadedBase:
         for name, parameter in model.named_parameters():
             parameter.mul_(10.0 if parameter.ndim > 1 and "embed" not in name else 1.0)
     model.save_pretrained(folder)
-    if family == "gemma2":  # Transformers has no sdpa for it, which load_base asks for
-        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(torch.float64)
-        plain.requires_grad_(False)
-        linears, cpu = linear_map(plain, family), torch.device("cpu")
-        return LoadedBase(plain, find(str(folder)), linears, {}, torch.float64, "unquantized", cpu, {}, 0)
     return base(folder, dtype="float64")
+
+
+def test_attention_is_sdpa_where_the_architecture_has_it(tmp_path: Path) -> None:
+    found = {family: tiny(tmp_path / family, family).model.config._attn_implementation for family in ("gemma2", "gpt2")}
+    assert found == {"gemma2": "eager", "gpt2": "sdpa"}
 
 
 def attached(loaded: LoadedBase, targets: Any, rslora: bool = False) -> Cohort:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from loracle.adapters.batch import make_batch, scored_positions
+from loracle.adapters.batch import make_batch, scored
 from loracle.adapters.cohort import attach, detach, initial_a
 from loracle.adapters.dropout import keep_mask, layer_key, step_keys
 from loracle.evaluate.generate import greedy
@@ -23,6 +23,7 @@ CPU = torch.device("cpu")
 class Tokens:
     input_ids: list[int]
     labels: list[int]
+    label_id: int | None = None
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------
@@ -42,7 +43,15 @@ def test_batch_positions_point_before_the_scored_token() -> None:
 
 
 def test_a_label_at_position_0_is_never_scored() -> None:
-    assert scored_positions([3, 4, -100]).tolist() == [0]
+    positions, targets = scored(Tokens([3, 4, 5], [3, 4, -100]))
+    assert (positions.tolist(), targets.tolist()) == ([0], [4])
+
+
+def test_of_a_row_with_a_class_the_last_token_is_scored() -> None:
+    batch = make_batch([[Tokens([5, 6, 7], [-100] * 3, 2), Tokens([5], [-100], 0)]], pad_id=0, multiple=4)
+    assert batch.positions.tolist() == [[2, 4]]
+    assert batch.targets.tolist() == [[2, 0]]
+    assert (batch.row.tolist(), batch.tokens.tolist()) == ([[0, 1]], [2])
 
 
 def test_a_batch_with_nothing_to_score_is_harmless() -> None:
@@ -117,9 +126,9 @@ def test_one_member_alone_is_that_member_of_the_cohort() -> None:
     fit, cohort = make_fit(loaded, specs, rows, 3, batch_size=2)
     for step in range(3):
         fit.step(step, fit.batches(step))
-    together = item_losses(loaded.model, cohort, rows, 1, CPU)
+    together = item_losses(cohort, rows, 1, CPU)
     for k in range(3):
-        alone = item_losses(loaded.model, cohort, rows, 1, CPU, alone=k)
+        alone = item_losses(cohort, rows, 1, CPU, alone=k)
         assert abs(alone.sums[0] - together.sums[k]).max() < 1e-3
     detach(loaded.model, cohort)
 
@@ -141,10 +150,10 @@ def test_the_lm_head_runs_only_on_scored_positions_in_training_and_evaluation() 
     assert scored <= sum(seen) == padded < 0.5 * sum(batch.input_ids.numel() for batch in batches)
 
     seen.clear()
-    losses = item_losses(loaded.model, cohort, rows, 1, CPU)
+    losses = item_losses(cohort, rows, 1, CPU)
     assert sum(seen) == 2 * losses.tokens.sum()  # in evaluation all members have the same rows: no padding
     seen.clear()
-    greedy(loaded.model, cohort, [[3, 4, 5], [6]], max_new_tokens=3, eos_ids=[], pad_id=1, device=CPU)
+    greedy(cohort, [[3, 4, 5], [6]], max_new_tokens=3, eos_ids=[], pad_id=1, device=CPU)
     assert seen == [4, 4, 4]  # the last position of two prompts under two members
     hook.remove()
     detach(loaded.model, cohort)

@@ -10,6 +10,7 @@ import torch
 
 from loracle.adapters.cohort import attach, detach
 from loracle.evaluate.generate import greedy
+from loracle.adapters.forward import Untrained
 from loracle.evaluate.loss import batches_by_length, item_losses
 from tests.conftest import text_rows
 from tests.engine import RunSpec, base, member
@@ -61,7 +62,7 @@ def plain_losses(model: Any, rows: list[Any]) -> list[float]:
 def test_item_losses_are_those_of_plain_logits(trained: tuple[Any, Any]) -> None:
     loaded, cohort = trained
     rows = text_rows(9)
-    found = item_losses(loaded.model, cohort, rows, 1, CPU)
+    found = item_losses(cohort, rows, 1, CPU)
     assert found.tokens.tolist() == [row.target_tokens for row in rows]
     for k in range(3):
         assert found.sums[k].tolist() == pytest.approx(plain_losses(merged(trained, k), rows), rel=2e-4)
@@ -71,15 +72,15 @@ def test_item_losses_are_those_of_plain_logits(trained: tuple[Any, Any]) -> None
 def test_bypass_is_the_base_exactly(trained: tuple[Any, Any]) -> None:
     loaded, cohort = trained
     rows = text_rows(9)
-    bypassed = item_losses(loaded.model, cohort, rows, 1, CPU, base=True)
+    bypassed = item_losses(cohort, rows, 1, CPU, base=True)
     bare = base()
     bare.model.eval()
-    assert (bypassed.sums == item_losses(bare.model, None, rows, 1, CPU).sums).all()
+    assert (bypassed.sums == item_losses(Untrained(bare.model), rows, 1, CPU).sums).all()
     assert bypassed.sums.shape == (1, 9)
     assert cohort.state.bypass is False
     prompts = [row.prompt_ids or [] for row in rows[:3]]
     options: dict[str, Any] = {"max_new_tokens": 4, "eos_ids": [], "pad_id": 1, "device": CPU}
-    assert greedy(loaded.model, cohort, prompts, **options, base=True) == greedy(bare.model, None, prompts, **options)
+    assert greedy(cohort, prompts, **options, base=True) == greedy(Untrained(bare.model), prompts, **options)
 
 
 def answers(model: Any, prompts: list[list[int]], eos: int, new: int) -> list[list[int]]:
@@ -107,7 +108,7 @@ def test_greedy_is_generate(trained: tuple[Any, Any], members: list[int]) -> Non
     first = answers(merged(trained, members[0]), prompts, -1, 10)
     eos = first[0][3]  # a token that really comes: some answers stop early
     found = greedy(
-        loaded.model, cohort, prompts, max_new_tokens=10, eos_ids=[eos], pad_id=eos, device=CPU,
+        cohort, prompts, max_new_tokens=10, eos_ids=[eos], pad_id=eos, device=CPU,
         alone=members[0] if len(members) == 1 else None,
     )  # fmt: skip
     assert len(found) == len(members)

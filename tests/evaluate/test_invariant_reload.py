@@ -196,17 +196,12 @@ def check(study: Path, record: dict[str, Any], adapter: Path) -> dict[str, Any]:
         cell,
         SimpleNamespace(eval=rows, labels=()),  # type: ignore[arg-type]
         1,
-        losses,
-        losses,
-        none,
-        none,
-        [],
-        [],
-        [],
-        [],
-        [],
-        [],
         recipe(loaded, cell),
+        losses,
+        losses,
+        none,
+        none,
+        None,
     )
     return evaluation.reload_checks([adapter], None, lambda *a, **k: None)[0]
 

@@ -12,6 +12,7 @@ from loracle.base.errors import ModelError, SpecError
 from loracle.models.census import census, predicted_bits, weight_bytes
 from loracle.models.load import pick_storage, set_base_dropout
 from loracle.models.precision import assign, matches
+from loracle.spec.study import Cell, Task
 from tests.engine import base
 
 SETTINGS = {"nf4": True, "fp4": False}
@@ -140,10 +141,15 @@ def test_a_mix_of_codecs() -> None:
         ("auto", {"nf4", "bf16"}, "dequantized"),
         ("auto", {"nf4", "int8"}, "quantized"),
         ("quantized", {"nf4"}, "quantized"),
+        ("auto", {"int4", "int3", "nf4", "bf16"}, "dequantized"),
+        ("auto", {"int4", "int8"}, "quantized"),
+        ("quantized", {"int2"}, "quantized"),
     ],
 )
 def test_storage(wanted: str, names: set[str], found: str) -> None:
-    assert pick_storage(wanted, frozenset(names), torch.device("cpu")) == found
+    first, *others = sorted(names)
+    precision = {"default": first} | {f"h.{i}.*": name for i, name in enumerate(others)}
+    assert pick_storage(Cell(task=Task(data="x"), precision=precision, storage=wanted)) == found
 
 
 def test_the_bases_own_dropout_off_and_on() -> None:

@@ -234,7 +234,7 @@ def test_a_prediction_is_not_taken_for_a_peak(full: Path) -> None:
 
 
 def test_scores_are_told_from_other_columns(full: Path) -> None:
-    from loracle.report.evidence import read_predictions
+    from loracle.report.predictions import read_predictions
 
     found = read_predictions(full / "runs" / "nf4-r2-qkv-s42" / "predictions.parquet")
     assert set(found.scores) == {"exact_match", "label_accuracy"}

@@ -141,6 +141,19 @@ def test_set_of_varied_factors() -> None:
     assert (found.seeds, found.train.learning_rate, found.base.model) == ((7,), 5e-5, "gpt2")
 
 
+def test_a_setting_that_no_cell_would_get_is_refused() -> None:
+    whole = {"base": ["gpt2", {"model": "gpt2-medium"}], "task": ["alpaca", {"data": "b.jsonl"}]}
+    for override, section in (("base.model=x", "base"), ("samples=5", "task"), ("task.max_length=64", "task")):
+        with pytest.raises(
+            SpecError, match=rf"would change nothing: {section} is varied; set {section} or vary.{section}"
+        ):
+            study({"vary": whole}, override)
+    assert study({"vary": whole}, "base=x", "base.revision=main").base.model == "x"  # varied no more
+    part = {"task": [{"samples": 5}, {"data": "b.jsonl"}]}
+    cells = expand(study({"vary": part}, "task.max_length=64"))
+    assert [cell.task.max_length for _, cell in cells] == [64, 512]
+
+
 @pytest.mark.parametrize("override", ["rank", "=4", "nonsense=1", "adapter.rnk=2", "rank=[", "adapter.rank.x=1"])
 def test_a_wrong_override_is_one_line(override: str) -> None:
     with pytest.raises(SpecError) as caught:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from conftest import CHATML, make
+from conftest import CHATML, make, tokens
 from loracle.base.errors import DataError, SpecError
 from loracle.spec.study import Task
 from loracle.tasks import cache, dataset
@@ -127,6 +127,41 @@ def test_an_evaluation_file_may_name_its_text_column_otherwise(tokenizer: Any, w
     )
     made = build(task, tokenizer, "tok", tmp_path)
     assert [row.label for row in (*made.train, *made.eval)] == ["negative", "positive", "positive"]
+
+
+def test_alpaca_evals_outputs_are_evaluation_data(tokenizer: Any, write: Any, tmp_path: Path) -> None:
+    """No input column, further columns, and some models gave no answer: nothing to score, so those are left out."""
+    trained = [{"instruction": f"Say {i}.", "input": "x" if i % 2 else "", "output": "yes"} for i in range(4)]
+    answers = [
+        {"instruction": "Who?", "output": "Me.", "generator": "gpt4", "dataset": "helpful_base"},
+        {"instruction": "What?", "output": "", "generator": "gpt4", "dataset": "vicuna"},
+    ]
+    task = Task(
+        name="alpaca",
+        data=write("a.json", trained),
+        eval=write("model_outputs.json", answers),
+        columns={
+            "instruction": "instruction",
+            "input": "input",
+            "output": "output",
+        },  # the library's, for the hub's data
+    )
+    made = build(task, tokenizer, "tok", tmp_path)
+    assert [tokens(tokenizer, row) for row in made.eval] == [
+        [("### Instruction:\nWho?\n\n### Response:\n", False), ("Me.<eos>", True)]
+    ]
+    assert made.audit["dropped"] == {"evaluation: output is empty": 1}
+
+
+@pytest.mark.parametrize(("model", "rows"), [("alpaca-7b", 805), ("gpt4", 805), ("text_davinci_003", 803)])
+def test_the_real_alpaca_eval_files(
+    tokenizer: Any, write: Any, shared: Path, tmp_path: Path, model: str, rows: int
+) -> None:
+    trained = [{"instruction": f"Say {i}.", "input": "", "output": "yes"} for i in range(4)]
+    file = shared / "data" / "alpaca_eval" / model / "model_outputs.json"
+    task = Task(name="alpaca", data=write("a.json", trained), eval=str(file), max_length=4096)
+    audit = build(task, tokenizer, "tok", tmp_path).audit
+    assert (audit["rows_read"], audit["eval_rows"]) == (809, rows)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def encoded(
     """One row through every step, as ``build`` does it."""
     task = Task(data="x", max_length=max_length, **settings)
     one = example(row, layout(task, list(row), "x.jsonl"), task)
-    found = encode(tokenizer, [_segments(one, tokenizer, templated)], rendered=templated)[0]
+    found = encode(tokenizer, [_segments(one, tokenizer, templated, task.train_on_inputs)], rendered=templated)[0]
     return cut(0, one, found, task.max_length, task.max_new_tokens, habits(tokenizer).prefix).row
 
 
@@ -85,6 +85,12 @@ CASES = [
         ],
         "well",
     ),
+    (
+        {"messages": [{"role": "user", "content": "hi "}, {"role": "assistant", "content": "hello"}]},
+        {},
+        [("User: hi\nAssistant:", False), (" hello<eos>", True)],
+        "hello",
+    ),
 ]
 
 
@@ -105,6 +111,27 @@ def test_golden(tokenizer: Any, row: Any, settings: Any, golden: Any, reference:
         assert made.input_ids[: len(made.prompt_ids)] == made.prompt_ids
         assert all(label == IGNORE for label in made.labels[:1])
     assert made.reference == reference
+
+
+@pytest.mark.parametrize(("row", "settings", "golden", "reference"), [case for case in CASES if case[2] is not None])
+@pytest.mark.parametrize("bos", [False, True])
+def test_train_on_inputs_scores_all_but_the_first_token(
+    row: Any, settings: Any, golden: Any, reference: Any, bos: bool
+) -> None:
+    tokenizer = make(bos=bos)
+    usual = encoded(tokenizer, row, **settings)
+    made = encoded(tokenizer, row, **settings, train_on_inputs=True)
+    assert made.labels == [IGNORE, *made.input_ids[1:]]
+    assert (made.input_ids, made.prompt_ids, made.reference) == (usual.input_ids, usual.prompt_ids, reference)
+
+
+def test_train_on_inputs_scores_a_templates_marks_too() -> None:
+    tokenizer = make(bos=True, chat_template="<bos>" + CHATML)
+    row = {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b")) * 2]}
+    usual, made = (encoded(tokenizer, row, templated=True, train_on_inputs=on) for on in (False, True))
+    assert tokens(tokenizer, made)[0] == ("<bos>", False)
+    assert made.labels == [IGNORE, *made.input_ids[1:]]
+    assert (made.input_ids, made.prompt_ids) == (usual.input_ids, usual.prompt_ids)
 
 
 def test_pad_equal_to_eos_leaves_the_last_eos_scored() -> None:

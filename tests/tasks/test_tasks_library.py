@@ -17,7 +17,7 @@ from loracle.tasks.library import LIBRARY
 
 def test_every_task_loads_and_names_its_source_and_licence() -> None:
     names = [name for name, _, _ in known_tasks()]
-    assert names == ["alpaca", "banking77", "banking77-10", "sst2"]
+    assert names == ["alpaca", "banking77", "banking77-10", "squad", "sst2"]
     for name, description, licence in known_tasks():
         task = load_task(Task(name=name))
         assert task.data

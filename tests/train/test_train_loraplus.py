@@ -13,6 +13,7 @@ from loracle.spec import parse_study
 from loracle.spec.factors import cell_from_config, expand
 from loracle.spec.study import Adapter, Cell, Task, Train
 from loracle.train.optimizer import BitsAndBytesAdamW, CohortAdamW
+from loracle.train.scaling import LossScale
 from loracle.train.schedule import learning_rates
 
 STEPS = 20
@@ -23,6 +24,8 @@ TRAINS = [
 ]
 RATIOS = [16.0, 1.0, 4.0]
 SHAPES = [((3, 5), (7, 3)), ((2, 4), (4, 2))]
+
+UNSCALED = LossScale(1, torch.device("cpu"), on=False)
 
 
 def flat_of(members: int) -> FlatParameters:
@@ -59,7 +62,7 @@ def test_loraplus_is_torchs_adamw_with_two_groups() -> None:
             theirs[k].param_groups[0]["lr"] = rate
             theirs[k].param_groups[1]["lr"] = rate * RATIOS[k]
             theirs[k].step()
-        ours.step(step, torch.zeros(3, dtype=torch.float64))
+        ours.step(step, torch.zeros(3, dtype=torch.float64), UNSCALED)
     for k, own in enumerate(copies):
         for mine, parameter in zip([w[k] for pair in flat.pairs for w in pair], own, strict=True):
             assert (mine - parameter).abs().max() < 1e-13
@@ -74,7 +77,7 @@ def test_a_neighbour_with_loraplus_changes_no_bit() -> None:
         generator = torch.Generator().manual_seed(1)
         for step in range(STEPS):
             flat.grad.copy_(torch.randn(flat.data.shape, generator=generator, dtype=torch.float64))
-            optimizer.step(step, torch.zeros(2, dtype=torch.float64))
+            optimizer.step(step, torch.zeros(2, dtype=torch.float64), UNSCALED)
         states.append(flat.data.clone())
     assert torch.equal(states[0][0], states[1][0])
     assert not torch.equal(states[0][1], states[1][1])

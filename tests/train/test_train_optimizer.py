@@ -9,6 +9,7 @@ from loracle.adapters.flat import FlatParameters
 from loracle.spec.study import Train
 from loracle.train.optimizer import CohortAdamW
 from loracle.train.order import DataOrder
+from loracle.train.scaling import LossScale
 from loracle.train.schedule import learning_rates
 from tests.conftest import text_rows
 from tests.engine import RunSpec, base, train, worst
@@ -20,6 +21,8 @@ TRAINS = [
     Train(learning_rate=1e-3, beta1=0.8, beta2=0.95, epsilon=1e-6, max_grad_norm=0.05, schedule="constant"),
     Train(learning_rate=2e-3, beta1=0.0, beta2=0.5, weight_decay=0.01, max_grad_norm=1e3, warmup_ratio=0.25),
 ]
+
+UNSCALED = LossScale(1, torch.device("cpu"), on=False)
 
 
 def test_cohort_adamw_is_torchs_for_every_member() -> None:
@@ -36,7 +39,7 @@ def test_cohort_adamw_is_torchs_for_every_member() -> None:
     for step in range(STEPS):
         grads = torch.randn(flat.data.shape, generator=generator, dtype=torch.float64) * 10 ** (step % 5 - 3)
         flat.grad.copy_(grads)
-        norms = ours.step(step, torch.zeros(len(TRAINS), dtype=torch.float64))
+        norms = ours.step(step, torch.zeros(len(TRAINS), dtype=torch.float64), UNSCALED)
         for k, (p, optimizer, settings) in enumerate(zip(parameters, theirs, TRAINS, strict=True)):
             p.grad = grads[k].clone()
             limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
@@ -52,11 +55,11 @@ def test_a_member_with_a_bad_gradient_stops_and_its_neighbour_does_not() -> None
     optimizer = CohortAdamW(flat, [Train(), Train()], 3)
     flat.grad.fill_(1.0)
     flat.grad[0, 0] = float("nan")
-    optimizer.step(0, torch.zeros(2, dtype=torch.float64))
+    optimizer.step(0, torch.zeros(2, dtype=torch.float64), UNSCALED)
     assert not flat.data[0].any()
     assert bool(flat.data[1].all())
     flat.grad.fill_(1.0)
-    optimizer.step(1, torch.tensor([0.0, float("inf")], dtype=torch.float64))
+    optimizer.step(1, torch.tensor([0.0, float("inf")], dtype=torch.float64), UNSCALED)
     assert optimizer.active.flatten().tolist() == [False, False]
 
 

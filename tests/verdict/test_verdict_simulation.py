@@ -214,3 +214,23 @@ def test_whole_path_on_synthetic_studies() -> None:
         lower += only(entries, "rank_threshold")["estimate"] == 4
     assert supported / draws <= 0.025 + _tol(0.025, draws)
     assert lower / draws <= 0.025 + _tol(0.025, draws)
+
+
+@pytest.mark.parametrize(("n", "m", "differ"), [(3, 80, 0.05), (3, 300, 0.1), (5, 80, 0.2), (5, 32, 0.2)])
+def test_error_of_scores_that_are_fractions(n: int, m: int, differ: float) -> None:
+    """F1 of answers: few items differ, by thirds and halves, most of them downward, half of it shared by the seeds."""
+    rng, draws = np.random.default_rng(m + n), 2000
+    sizes = np.array([1 / 3, 0.5, 2 / 3, 1.0])
+    truth = differ * float(sizes.mean()) * (1 - 2 * 0.7)
+
+    def difference(*shape: int) -> Array:
+        found = (rng.random(shape) < differ) * rng.choice(sizes, shape) * np.where(rng.random(shape) < 0.7, -1.0, 1.0)
+        return np.asarray(found, float)
+
+    above = below = 0
+    for _ in range(draws):
+        d = np.where(rng.random((n, m)) < 0.5, difference(n, m), difference(1, m))
+        low, high = paired.mean_difference(d, np.zeros_like(d)).interval() or (math.nan, math.nan)
+        above += low > truth
+        below += high < truth
+    assert max(above, below) / draws <= 0.025 + _tol(0.025, draws)

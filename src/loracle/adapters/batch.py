@@ -11,19 +11,22 @@ import torch
 
 
 class Row(Protocol):
-    """A tokenized row: ids and unshifted labels (−100 = not scored), equally long."""
+    """A tokenized row: ids and unshifted labels (−100 = not scored), equally long; ``label_id``: the class, for classification."""
 
     @property
     def input_ids(self) -> Sequence[int]: ...
     @property
     def labels(self) -> Sequence[int]: ...
+    @property
+    def label_id(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
 class CohortBatch:
     """``input_ids [K·b, T]``, right-padded. Scored positions of each member, padded to the longest member's count N:
-    ``positions [K, N]`` (index into the flattened ``[K·b·T]`` of the position *before* a scored token), ``targets [K, N]``
-    (that token), ``valid [K, N]`` (1 or 0), ``row [K, N]`` (row within the member's b). ``tokens [K]`` counts scored tokens."""
+    ``positions [K, N]`` (index into the flattened ``[K·b·T]`` of the position *before* a scored token; of a row's last token
+    for classification), ``targets [K, N]`` (that token, or the class), ``valid [K, N]`` (1 or 0), ``row [K, N]`` (row within
+    the member's b). ``tokens [K]`` counts scored tokens, or classified rows."""
 
     input_ids: torch.Tensor
     positions: torch.Tensor
@@ -40,9 +43,13 @@ class CohortBatch:
         return CohortBatch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
 
 
-def scored_positions(labels: Sequence[int]) -> np.ndarray:
-    """Positions ``t`` whose next token ``t + 1`` is scored."""
-    return np.flatnonzero(np.asarray(labels[1:]) != -100)
+def scored(row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, targets) of a row: each ``t`` whose next token is scored, and that token; or the last token and the class."""
+    if row.label_id is not None:
+        return np.array([len(row.input_ids) - 1]), np.array([row.label_id])
+    labels = np.asarray(row.labels, dtype=np.int64)
+    at = np.flatnonzero(labels[1:] != -100)
+    return at, labels[at + 1]
 
 
 def make_batch(members: Sequence[Sequence[Row]], pad_id: int, multiple: int = 1) -> CohortBatch:
@@ -57,10 +64,8 @@ def make_batch(members: Sequence[Sequence[Row]], pad_id: int, multiple: int = 1)
         for b, row in enumerate(rows):
             flat = k * rows_each + b
             ids[flat, : len(row.input_ids)] = row.input_ids
-            at = scored_positions(row.labels)
-            here.append(
-                np.stack([flat * length + at, np.asarray(row.labels, dtype=np.int64)[at + 1], np.full_like(at, b)])
-            )
+            at, targets_here = scored(row)
+            here.append(np.stack([flat * length + at, targets_here, np.full_like(at, b)]))
         places.append(here)
     joined = [np.concatenate(here, axis=1) for here in places]
     count = max(1, max(part.shape[1] for part in joined))

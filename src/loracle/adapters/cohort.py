@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from loracle.adapters.batch import CohortBatch
 from loracle.adapters.dropout import keep_mask, layer_key, step_keys
 from loracle.adapters.flat import FlatParameters
+from loracle.adapters.forward import head_logits, scored_hidden
 from loracle.adapters.fused import AdaptedLinear, input_gradient
 from loracle.adapters.targets import Site
 from loracle.models.precision import set_submodule
@@ -39,6 +43,7 @@ class Member:
     init_seed: int = 0
     dropout_seed: int = 0
     rslora: bool = False
+    head: tuple[int, int] | None = None  # (classes, width) of its classification head
 
     @property
     def scale(self) -> float:
@@ -48,7 +53,7 @@ class Member:
     @property
     def trainable_params(self) -> int:
         """Trainable parameters of this member alone."""
-        return sum(site.params(self.rank) for site in self.sites)
+        return sum(site.params(self.rank) for site in self.sites) + (math.prod(self.head) if self.head else 0)
 
 
 class CohortState:
@@ -135,13 +140,63 @@ class CohortLoRA(nn.Module):
 class Cohort:
     """The adapters of all members, attached to a model: layers, flat parameters, shared state."""
 
+    keeps_base = True
+
     def __init__(
-        self, members: Sequence[Member], layers: dict[str, CohortLoRA], flat: FlatParameters, state: CohortState
+        self,
+        model: Any,
+        members: Sequence[Member],
+        layers: dict[str, CohortLoRA],
+        flat: FlatParameters,
+        state: CohortState,
     ) -> None:
+        self.model = model
         self.members = list(members)
         self.layers = layers
         self.flat = flat
         self.state = state
+
+    @property
+    def size(self) -> int:
+        """Members."""
+        return len(self.members)
+
+    def begin_step(self, step: int) -> None:
+        """Optimizer step ``step`` (from 0): dropout is on and a function of it."""
+        self.state.training = True
+        self.state.step.fill_(step)
+
+    def end_step(self, step: int) -> None:
+        """The step is taken: dropout is off."""
+        self.state.training = False
+
+    def penalty(self) -> float:
+        """LoRA has none."""
+        return 0.0
+
+    def logits(self, batch: CohortBatch) -> torch.Tensor:
+        """``[K·N, V]`` of the scored positions: by the model's own head, or by each member's own classification head."""
+        hidden = scored_hidden(self.model, batch)
+        heads = self.flat.head
+        if heads is None:
+            return head_logits(self.model, hidden)
+        if self.state.alone is not None:
+            return nn.functional.linear(hidden.to(heads.dtype), heads[self.state.alone])
+        rows = hidden.to(heads.dtype).view(len(self.members), -1, hidden.shape[-1])
+        return torch.bmm(rows, heads.transpose(1, 2)).flatten(0, 1)
+
+    @contextmanager
+    def answering(self, base: bool = False, alone: int | None = None) -> Iterator[int]:
+        """Within the block the base, or member ``alone``, answers a batch of one member. Gives how many answer."""
+        self.state.bypass, self.state.alone = base, alone
+        try:
+            yield 1 if base or alone is not None else len(self.members)
+        finally:
+            self.state.bypass, self.state.alone = False, None
+
+    def head(self, index: int) -> torch.Tensor | None:
+        """Member ``index``'s classification head ``[C, d]``, if it has one."""
+        return None if self.flat.head is None else self.flat.head[index].detach()
 
     def adapter(self, index: int) -> dict[Site, tuple[torch.Tensor, torch.Tensor]]:
         """Member ``index``'s own (A ``[r, d_in]``, B ``[width, r]``) for each of its sites, without padding."""
@@ -157,10 +212,20 @@ class Cohort:
 
 def initial_a(seed: int, site: Site, rank: int) -> torch.Tensor:
     """PEFT's initial A, ``[rank, d_in]`` float32: uniform in ±1/√d_in (kaiming_uniform with a = √5), seeded by run and site."""
-    source = hashlib.sha256(f"{seed}:{site.key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(source[:8], "little") >> 1)
     bound = 1.0 / math.sqrt(site.d_in)
-    return torch.rand(rank, site.d_in, generator=generator).mul_(2 * bound).sub_(bound)
+    return torch.rand(rank, site.d_in, generator=_generator(seed, site.key)).mul_(2 * bound).sub_(bound)
+
+
+def initial_head(member: Member, spread: float) -> torch.Tensor:
+    """A classification head ``[C, d]`` float32, normal with the model's ``initializer_range`` as Transformers makes it, seeded
+    by the run."""
+    assert member.head is not None
+    return torch.randn(*member.head, generator=_generator(member.init_seed, "score")) * spread
+
+
+def _generator(seed: int, what: str) -> torch.Generator:
+    source = hashlib.sha256(f"{seed}:{what}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(source[:8], "little") >> 1)
 
 
 def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, device: torch.device) -> Cohort:
@@ -168,7 +233,8 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
     state = CohortState(members, device)
     slots = sorted({site for member in members for site in member.sites})
     ranks = {site: max(m.rank for m in members if site in m.sites) for site in slots}
-    flat = FlatParameters(len(members), [((r, s.d_in), (s.width, r)) for s, r in ranks.items()], dtype, device)
+    shapes = [((r, s.d_in), (s.width, r)) for s, r in ranks.items()]
+    flat = FlatParameters(len(members), shapes, dtype, device, members[0].head)
     layers: dict[str, CohortLoRA] = {}
     with torch.no_grad():
         for site, (a, b) in zip(slots, flat.pairs, strict=True):
@@ -182,7 +248,11 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
                     a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)
                     scale[k] = member.scale
             layer.add(site, a, b, scale, [m.rank if site in m.sites else 0 for m in members])
-    return Cohort(members, layers, flat, state)
+        if flat.head is not None:
+            spread = getattr(getattr(model, "config", None), "initializer_range", None) or 0.02
+            for k, member in enumerate(members):
+                flat.head[k] = initial_head(member, spread).to(device=device, dtype=dtype)
+    return Cohort(model, members, layers, flat, state)
 
 
 def detach(model: nn.Module, cohort: Cohort) -> None:

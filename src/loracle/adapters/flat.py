@@ -20,20 +20,46 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 
 class FlatParameters:
-    """``data`` and ``grad``: ``[K, P]``; ``pairs``: the (A ``[K, r, d_in]``, B ``[K, width, r]``) views of each slot."""
+    """``data`` and ``grad``: ``[K, P]``; ``pairs``: the (A ``[K, r, d_in]``, B ``[K, width, r]``) views of each slot, and
+    ``head``: the classification heads ``[K, C, d]``, where there are any."""
 
     def __init__(
-        self, members: int, shapes: Sequence[tuple[Shape, Shape]], dtype: torch.dtype, device: torch.device
+        self,
+        members: int,
+        shapes: Sequence[tuple[Shape, Shape]],
+        dtype: torch.dtype,
+        device: torch.device,
+        head: Shape | None = None,
     ) -> None:
-        size = sum(math.prod(a) + math.prod(b) for a, b in shapes)
+        size = sum(math.prod(a) + math.prod(b) for a, b in shapes) + (math.prod(head) if head else 0)
         self.data = torch.zeros(members, size, dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.data)
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self.head: nn.Parameter | None = None
         offset = 0
         for a_shape, b_shape in shapes:
             a, offset = self._view(offset, a_shape)
             b, offset = self._view(offset, b_shape)
             self.pairs.append((a, b))
+        if head is not None:
+            self.head, offset = self._view(offset, head)
+
+    @classmethod
+    def adopting(cls, parameters: Sequence[nn.Parameter]) -> FlatParameters:
+        """The parameters of one model as a cohort of one: they become views of the buffer, their values kept.
+
+        All must be of one dtype and on one device.
+        """
+        found = cls(1, [], parameters[0].dtype, parameters[0].device)
+        found.data = torch.cat([p.detach().reshape(-1) for p in parameters]).unsqueeze(0)
+        found.grad = torch.zeros_like(found.data)
+        offset = 0
+        for parameter in parameters:
+            end = offset + parameter.numel()
+            parameter.data = found.data[0, offset:end].view(parameter.shape)
+            parameter.grad = found.grad[0, offset:end].view(parameter.shape)
+            offset = end
+        return found
 
     def _view(self, offset: int, shape: Shape) -> tuple[nn.Parameter, int]:
         size = math.prod(shape)

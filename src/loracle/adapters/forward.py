@@ -1,14 +1,32 @@
-"""Losses of a cohort: the backbone runs once over all members, the language-model head only on scored positions."""
+"""Logits and losses of a cohort: the backbone runs once over all members, the language-model head only on scored positions."""
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from loracle.adapters.batch import CohortBatch
 from loracle.base.errors import ModelError
+
+
+class Answerer(Protocol):
+    """Who gives logits: a cohort's members, one of them, or a base. ``size``: how many answer side by side."""
+
+    model: Any
+
+    @property
+    def size(self) -> int: ...
+
+    def logits(self, batch: CohortBatch) -> torch.Tensor:
+        """``[K·N, V]`` of the batch's scored positions; for classification ``[K·N, C]``."""
+        ...
+
+    def answering(self, base: bool = False, alone: int | None = None) -> AbstractContextManager[int]:
+        """Within the block the base, or member ``alone``, answers a batch of one member. Gives how many answer."""
+        ...
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -22,7 +40,10 @@ def backbone(model: nn.Module) -> nn.Module:
 
 def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Logits ``[n, V]`` of hidden states ``[n, d]``, as the model's own forward computes them."""
-    logits = model.get_output_embeddings()(hidden)
+    head = model.get_output_embeddings()
+    if head is None:  # a classifier
+        return model.score(hidden)
+    logits = head(hidden)
     config = model.config
     scale = getattr(config, "logits_scaling", None)  # Granite divides
     if scale:
@@ -34,12 +55,32 @@ def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
-def token_losses(model: Any, batch: CohortBatch) -> torch.Tensor:
-    """Cross-entropy of every scored token, in nats: ``[K, N]``, 0 where a member has fewer than N."""
+def scored_hidden(model: Any, batch: CohortBatch) -> torch.Tensor:
+    """Last hidden states of the scored positions, ``[K·N, d]``."""
     hidden = backbone(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions.reshape(-1))
-    logits = head_logits(model, chosen)
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions.reshape(-1))
+
+
+def token_losses(logits: torch.Tensor, batch: CohortBatch) -> torch.Tensor:
+    """Cross-entropy of every scored position from its logits ``[K·N, V]``, in nats: ``[K, N]``, 0 where a member has fewer."""
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     losses = nn.functional.cross_entropy(logits, batch.targets.reshape(-1), reduction="none")
     return torch.where(batch.valid > 0, losses.view(batch.targets.shape), 0.0)
+
+
+class Untrained:
+    """A model as it is, behind the calls of a cohort: one answerer, nothing to train."""
+
+    size = 1
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def logits(self, batch: CohortBatch) -> torch.Tensor:
+        """``[N, V]`` of the scored positions."""
+        return head_logits(self.model, scored_hidden(self.model, batch))
+
+    def answering(self, base: bool = False, alone: int | None = None) -> AbstractContextManager[int]:
+        """The base answers anyway."""
+        return nullcontext(1)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loracle.adapters.targets import Site
+from loracle.models.integer import IntegerLinear
 from loracle.models.linears import split_rows
 from loracle.models.precision import is_4bit
 
@@ -27,6 +28,8 @@ def input_gradient(base: nn.Module) -> Backward | None:
         import bitsandbytes.functional as bnb
 
         return lambda dy: dy @ bnb.dequantize_4bit(module.weight.data, module.weight.quant_state).to(dy.dtype)
+    if isinstance(base, IntegerLinear):
+        return lambda dy: dy @ module.dequantize(dy.dtype)
     if isinstance(base, Conv1D):
         return lambda dy: dy @ module.weight.T
     if isinstance(base, nn.Linear) and module.weight.is_floating_point():

@@ -67,6 +67,9 @@ def target_modules(modules: Sequence[str], linears: Sequence[Linear]) -> list[st
     return sorted(wanted)
 
 
+HEADS = ["classifier", "score"]  # what PEFT itself saves beside the adapter of a classifier
+
+
 def adapter_config(
     fused: Mapping[str, ModuleAdapter], member: Member, linears: Sequence[Linear], base: str, revision: str | None
 ) -> dict[str, Any]:
@@ -82,7 +85,8 @@ def adapter_config(
         target_modules=target_modules(list(fused), linears),
         lora_dropout=member.dropout,
         bias="none",
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if member.head else TaskType.CAUSAL_LM,
+        modules_to_save=HEADS if member.head else None,
         inference_mode=True,
         base_model_name_or_path=base,
         revision=revision,
@@ -99,14 +103,23 @@ def _number(value: float) -> float | int:
 
 
 def save_adapter(
-    folder: Path, pairs: Pairs, member: Member, linears: Sequence[Linear], *, base: str, revision: str | None
+    folder: Path,
+    pairs: Pairs,
+    member: Member,
+    linears: Sequence[Linear],
+    *,
+    base: str,
+    revision: str | None,
+    head: torch.Tensor | None = None,
 ) -> str:
-    """Write the two files atomically; returns the SHA-256 of the weights file."""
+    """Write the two files atomically, the classification ``head [C, d]`` with them; returns the SHA-256 of the weights file."""
     fused = fuse(pairs, member.rank, member.alpha, member.rslora)
     tensors: dict[str, torch.Tensor] = {}
     for name, module in fused.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = module.a.contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = module.b.contiguous()
+    if head is not None:
+        tensors[f"{PREFIX}score.weight"] = head.cpu().contiguous()
     weights = folder / "adapter_model.safetensors"
     with replacing(weights) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

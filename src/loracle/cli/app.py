@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loracle.cli import doctor, evaluate, new, report, studies
+from loracle.cli import doctor, evaluate, new, report, studies, train
 
 app = typer.Typer(
     name="loracle",
@@ -43,6 +43,7 @@ app.command("demo")(studies.demo)
 app.command("new")(new.new)
 app.command("plan")(studies.plan)
 app.command("run")(studies.run)
+app.command("train")(train.train)
 app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from loracle.adapters.alone import count_trainable
 from loracle.adapters.cohort import Member
 from loracle.adapters.targets import Site, check_rank, resolve_targets, trainable_params
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
@@ -31,7 +32,7 @@ from loracle.models.load import (
     pick_device,
     pick_storage,
 )
-from loracle.models.precision import assign
+from loracle.models.prequantized import assign_base
 from loracle.spec.load import tuples
 from loracle.spec.study import UNQUANTIZED, Cell
 from loracle.store.files import replacing
@@ -52,6 +53,7 @@ class Base:
     linears: list[Linear]
     total_params: int
     record: dict[str, Any]
+    add_tokens: tuple[str, ...] = ()
     tokenizer: Any = None
 
 
@@ -87,6 +89,7 @@ class Inspection:
     def base(self, cell: Cell) -> Base:
         """The cell's base: config, map, fingerprint."""
         key = cell.base.model if cell.base.revision is None else f"{cell.base.model}@{cell.base.revision}"
+        key += "".join(f"+{token}" for token in cell.base.add_tokens)
         if key in self.bases:
             return self.bases[key]
         self.say("load", base=cell.base.model)
@@ -120,13 +123,13 @@ class Inspection:
                 {"name": x.name, "layer": x.layer, "kind": x.kind, "d_in": x.d_in, "d_out": x.d_out} for x in linears
             ],
         }
-        self.bases[key] = Base(source, config, linears, total, record)
+        self.bases[key] = Base(source, config, linears, total, record, cell.base.add_tokens)
         return self.bases[key]
 
     def tokenizer(self, base: Base) -> Any:
         """The base's tokenizer, loaded once."""
         if base.tokenizer is None:
-            base.tokenizer = sources.load_tokenizer(base.source)
+            base.tokenizer = sources.load_tokenizer(base.source, base.add_tokens)
         return base.tokenizer
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -141,7 +144,10 @@ class Inspection:
         self.say("tokenize", task=cell.task.name or cell.task.data)
         try:
             made = build(
-                cell.task, self.tokenizer(base), sources.tokenizer_fingerprint(base.source), self.folder.root / "data"
+                cell.task,
+                self.tokenizer(base),
+                sources.tokenizer_fingerprint(base.source, base.add_tokens),
+                self.folder.root / "data",
             )
         except (DataError, ModelError) as error:
             local = cell.task.data is not None and Path(cell.task.data).exists()
@@ -182,6 +188,8 @@ class Inspection:
                 "labels": [r.labels for r in rows],
             }
         )
+        if rows[0].label_id is not None:
+            frame["label_id"] = [r.label_id for r in rows]
         with replacing(path) as temporary:
             frame.to_parquet(temporary, index=False)
         self.data_records[key]["eval_file"] = path.name
@@ -191,11 +199,10 @@ class Inspection:
     def cell(self, key: str, cell: Cell) -> dict[str, Any]:
         """Predictions of one cell; raises for what cannot work."""
         base = self.base(cell)
-        sites = self.sites(cell, base)
-        assignment = assign(cell.precision, base.linears)
-        trainable = trainable_params(sites, cell.adapter.rank)
-        ledger = predict(cell, base.linears, assignment, base.total_params, trainable)
+        assignment = assign_base(base.config, cell, base.linears)
         data_key, data = self.tokenized(cell, base)
+        trainable = self.trainable(cell, base, data)
+        ledger = predict(cell, base.linears, assignment, base.total_params, trainable)
         quantized = [x for x in base.linears if assignment[x.name] not in UNQUANTIZED]
         weights = sum(x.params for x in quantized)
         bits = sum(predicted_bits(assignment[x.name], cell.double_quant, cell.block_size) * x.params for x in quantized)
@@ -203,14 +210,35 @@ class Inspection:
             "base": next(name for name, b in self.bases.items() if b is base),
             "data": data_key,
             "trainable_params": trainable,
-            "total_params": base.total_params + trainable,
+            "total_params": max(trainable, base.total_params)
+            if cell.adapter.method == "full"
+            else base.total_params + trainable,
             "predicted_bytes": known_bytes(ledger),
             "ledger": ledger,
             "effective_bits": bits / weights if weights else None,
             "compute_dtype": pick_compute_dtype(cell.compute_dtype, cell.default_precision, self.device),
-            "storage": pick_storage(cell.storage, cell.precision_names, self.device),
+            "storage": pick_storage(cell),
             "steps": steps_of(cell, len(data.train) if data else None),
         }
+
+    def trainable(self, cell: Cell, base: Base, data: Tokenized | None) -> int:
+        """Trainable parameters of one run, its classification head included."""
+        labels = self.labels(cell, data)
+        if cell.alone:
+            return count_trainable(cell, meta_model(base.config, labels=labels), base.linears)
+        head = (labels or 0) * int(base.config.hidden_size)
+        return trainable_params(self.sites(cell, base), cell.adapter.rank) + head
+
+    def labels(self, cell: Cell, data: Tokenized | None) -> int | None:
+        """How many labels a cell that classifies has: of the data, else as the task says."""
+        if not cell.task.classifies:
+            return None
+        known = data.labels if data else cell.task.labels
+        if not known:
+            raise SpecError(
+                "the data cannot be read here, so name the labels to count the head's parameters", "task.labels"
+            )
+        return len(known)
 
     def sites(self, cell: Cell, base: Base) -> list[Site]:
         """Where the cell's adapters go."""
@@ -230,17 +258,26 @@ class Inspection:
         self.say("measure", group=group["key"])
         chosen = [self.cells[key] for key in group["cells"]]
         base = self.base(chosen[0])
+        if chosen[0].alone:
+            return {
+                "size": 1,
+                "ms_per_step": None,
+                "candidates": [],
+                "reason": f"{chosen[0].adapter.method} trains alone",
+            }
+        data = self.data[cells[group["cells"][0]]["data"]]
+        labels = self.labels(chosen[0], data)
+        head = (labels, int(base.config.hidden_size)) if labels else None
         members = [
-            Member(key, tuple(self.sites(c, base)), c.adapter.rank, c.adapter.alpha_value, c.adapter.dropout)
+            Member(key, tuple(self.sites(c, base)), c.adapter.rank, c.adapter.alpha_value, c.adapter.dropout, head=head)
             for key, c in zip(group["cells"], chosen, strict=True)
         ]
-        rows = self.data[cells[group["cells"][0]]["data"]].train
         try:
-            loaded = load_base(base.source, chosen[0], self.device)
+            loaded = load_base(base.source, chosen[0], self.device, labels=data.labels)
             alone = chosen[0].train.base_dropout or ("int8" in chosen[0].precision_names and self.device.type == "cuda")
             most = 1 if alone else int(group["members"])
             return sizing.measure(
-                loaded, members, [c.train for c in chosen], rows, pad_token_id(self.tokenizer(base)), most
+                loaded, members, [c.train for c in chosen], data.train, pad_token_id(self.tokenizer(base)), most
             )
         except torch.OutOfMemoryError:
             return {"size": 1, "ms_per_step": None, "candidates": [], "reason": "even one run does not fit in memory"}

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from loracle.adapters.cohort import Member, attach
+from loracle.adapters.alone import attach_alone
+from loracle.adapters.cohort import CohortLoRA, Member, attach
 from loracle.adapters.targets import resolve_targets
+from loracle.adapters.trainee import Trainee
 from loracle.models.census import weight_bytes
 from loracle.models.ledger import COMPONENTS, predict
 from loracle.models.load import LoadedBase, device_name, load_base, pick_device
 from loracle.models.source import find, load_tokenizer
 from loracle.spec.factors import cell_from_config
-from loracle.spec.study import UNQUANTIZED
+from loracle.spec.study import UNQUANTIZED, Cell
 from loracle.store.layout import StudyFolder
 from loracle.store.provenance import provenance
 from loracle.tasks import cache
@@ -33,22 +35,15 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
     if data is None:
         return {"status": "failed", "reason": f"data/{job['data']} is missing"}
     say("load", base=cell.base.model)
-    loaded = load_base(source, cell, device, storage="quantized")
+    tokenizer = load_tokenizer(source, cell.base.add_tokens)
+    loaded = load_base(source, cell, device, storage="quantized", labels=data.labels, vocab=len(tokenizer))
     if cell.train.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    member = Member(
-        "probe",
-        tuple(resolve_targets(loaded.linears, cell.adapter.targets)),
-        cell.adapter.rank,
-        cell.adapter.alpha_value,
-        cell.adapter.dropout,
-    )
-    ledger = predict(cell, loaded.linears, loaded.assignment, loaded.base_params, member.trainable_params)
-    cohort = attach(loaded.model, [member], torch.float32, device)
+    who = trainee(cell, loaded, len(data.labels))
+    ledger = predict(cell, loaded.linears, loaded.assignment, loaded.base_params, who.members[0].trainable_params)
     steps, warm_up = int(job.get("steps", 10)), int(job.get("warmup", 3))
     fit = Fit(
-        loaded.model,
-        cohort,
+        who,
         data.train,
         [cell.train],
         [0],
@@ -56,7 +51,7 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
             steps + warm_up,
             cell.train.batch_size,
             cell.train.gradient_accumulation,
-            pad_token_id(load_tokenizer(source)),
+            pad_token_id(tokenizer),
             identity="probe",
         ),
     )
@@ -93,6 +88,17 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
     }
 
 
+def trainee(cell: Cell, loaded: LoadedBase, labels: int) -> Trainee:
+    """The cell's adapter on its base, as a cohort of one or trained by PEFT."""
+    if cell.alone:
+        return attach_alone("probe", cell, loaded, 0, 0)
+    adapter = cell.adapter
+    sites = tuple(resolve_targets(loaded.linears, adapter.targets))
+    head = (labels, int(loaded.model.config.hidden_size)) if cell.task.classifies else None
+    member = Member("probe", sites, adapter.rank, adapter.alpha_value, adapter.dropout, head=head)
+    return attach(loaded.model, [member], torch.float32, loaded.device)
+
+
 def _timed(fit: Fit, steps: int, warm_up: int, device: torch.device, say: Any) -> tuple[list[float], int, int]:
     """(milliseconds of each step after warm-up, real input tokens in them, longest length)."""
     times: list[float] = []
@@ -122,17 +128,10 @@ def _timed(fit: Fit, steps: int, warm_up: int, device: torch.device, say: Any) -
 
 def _measured(loaded: LoadedBase, fit: Fit) -> dict[str, int]:
     """Bytes of the tensors that are really there, by component."""
-    layers = [
-        (
-            loaded.assignment[name],
-            fit.cohort.layers[name].base if name in fit.cohort.layers else loaded.model.get_submodule(name),
-        )
-        for name in loaded.assignment
-    ]
+    layers = [(precision, frozen_linear(loaded.model, name)) for name, precision in loaded.assignment.items()]
     packed = [weight_bytes(module) for precision, module in layers if precision not in UNQUANTIZED]
     flat = fit.cohort.flat
-    own = {id(p) for pair in flat.pairs for p in pair}
-    everything = {id(p): p for p in loaded.model.parameters() if id(p) not in own}
+    everything = {id(p): p for p in loaded.model.parameters() if not p.requires_grad}
     total = sum(p.numel() * p.element_size() for p in everything.values())
     weights = sum(w for w, _ in packed)
     return {
@@ -143,6 +142,12 @@ def _measured(loaded: LoadedBase, fit: Fit) -> dict[str, int]:
         "gradients": flat.grad.numel() * flat.grad.element_size(),
         "optimizer": 2 * flat.data.numel() * flat.data.element_size(),
     }
+
+
+def frozen_linear(model: Any, name: str) -> Any:
+    """The base's own linear behind a cohort's or PEFT's layer."""
+    layer = model.get_submodule(name)
+    return layer.base if isinstance(layer, CohortLoRA) else getattr(layer, "base_layer", layer)
 
 
 def _quantile(values: list[float], q: float) -> float:

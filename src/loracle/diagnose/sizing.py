@@ -92,7 +92,6 @@ def _time_step(
     cohort = attach(loaded.model, chosen, torch.float32, loaded.device)
     try:
         fit = Fit(
-            loaded.model,
             cohort,
             rows,
             settings,

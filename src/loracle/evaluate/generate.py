@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 
-from loracle.adapters.cohort import Cohort
-from loracle.adapters.forward import backbone, head_logits
-from loracle.evaluate.loss import batches_by_length, bypassed
+from loracle.adapters.alone import Alone
+from loracle.adapters.forward import Answerer, backbone, head_logits
+from loracle.evaluate.loss import batches_by_length
 from loracle.tasks.collate import collate_prompts
 
 
 @torch.no_grad()
 def greedy(
-    model: Any,
-    cohort: Cohort | None,
+    who: Answerer,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -30,27 +29,28 @@ def greedy(
 
     With ``base`` the untrained base answers, with ``alone`` that member: K = 1.
     """
-    members = 1 if base or cohort is None or alone is not None else len(cohort.members)
-    out: list[list[list[int]]] = [[[] for _ in prompts] for _ in range(members)]
-    with bypassed(cohort, base, alone):
+    if isinstance(who, Alone) and who.virtual:
+        return [[who.generate(prompt, max_new_tokens, eos_ids, pad_id) for prompt in prompts]]
+    with who.answering(base, alone) as members:
+        out: list[list[list[int]]] = [[[] for _ in prompts] for _ in range(members)]
         for items in batches_by_length([len(p) + max_new_tokens for p in prompts], members, device.type):
-            answers = _batch(model, [prompts[i] for i in items] * members, max_new_tokens, set(eos_ids), pad_id, device)
+            answers = _batch(who, [prompts[i] for i in items] * members, max_new_tokens, set(eos_ids), pad_id, device)
             for j, answer in enumerate(answers):
                 out[j // len(items)][items[j % len(items)]] = answer
     return out
 
 
 def final_answers(
-    model: Any, cohort: Cohort, prompts: Sequence[Sequence[int]], *, device: torch.device, **limits: Any
+    who: Answerer, prompts: Sequence[Sequence[int]], *, device: torch.device, **limits: Any
 ) -> list[list[list[int]]]:
     """Generations that are recorded: on a CPU every member alone, as ``final_losses`` explains."""
     if device.type != "cpu":
-        return greedy(model, cohort, prompts, device=device, **limits)
-    return [greedy(model, cohort, prompts, device=device, **limits, alone=k)[0] for k in range(len(cohort.members))]
+        return greedy(who, prompts, device=device, **limits)
+    return [greedy(who, prompts, device=device, **limits, alone=k)[0] for k in range(who.size)]
 
 
 def _batch(
-    model: Any,
+    who: Answerer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_ids: set[int],
@@ -59,6 +59,7 @@ def _batch(
 ) -> list[list[int]]:
     from transformers import DynamicCache
 
+    model = who.model
     first = collate_prompts(prompts, pad_id, device)
     cache = DynamicCache(config=model.config)
     ids, mask, positions = first.input_ids, first.attention_mask, first.position_ids

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from loracle.adapters.batch import Row, make_batch
-from loracle.adapters.cohort import Cohort
-from loracle.adapters.forward import token_losses
+from loracle.adapters.batch import Row, make_batch, scored
+from loracle.adapters.forward import Answerer, Untrained, token_losses
 
 # Tokens of one forward pass: enough to keep the machine busy, few enough to stay in a CPU's cache.
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 65536}
@@ -22,10 +20,14 @@ TOKENS_PER_RECORDED_PASS = 512
 
 @dataclass(frozen=True)
 class ItemLosses:
-    """``sums [K, n]``: each item's loss summed over its scored tokens, in nats; ``tokens [n]``: how many those are."""
+    """``sums [K, n]``: each item's loss summed over its scored tokens, in nats; ``tokens [n]``: how many those are.
+
+    ``predicted [K, n]``: the class with the largest logit, for classification.
+    """
 
     sums: np.ndarray
     tokens: np.ndarray
+    predicted: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -52,8 +54,7 @@ def batches_by_length(
 
 @torch.no_grad()
 def item_losses(
-    model: Any,
-    cohort: Cohort | None,
+    who: Answerer,
     rows: Sequence[Row],
     pad_id: int,
     device: torch.device,
@@ -61,47 +62,32 @@ def item_losses(
     base: bool = False,
     alone: int | None = None,
 ) -> ItemLosses:
-    """Losses of ``rows`` under every member; with ``base`` (or no cohort) under the base, with ``alone`` under that member, K = 1."""
-    members = 1 if base or cohort is None or alone is not None else len(cohort.members)
-    sums = np.zeros((members, len(rows)))
-    tokens = np.zeros(len(rows), dtype=np.int64)
-    with bypassed(cohort, base, alone):
-        recorded = base or cohort is None or alone is not None
+    """Losses of ``rows`` under every member of ``who``; with ``base`` under its base, with ``alone`` under that member, K = 1."""
+    tokens = np.array([scored(row)[0].size for row in rows], dtype=np.int64)
+    with who.answering(base, alone) as members:
+        sums = np.zeros((members, len(rows)))
+        predicted = np.zeros((members, len(rows)), dtype=np.int64) if rows and rows[0].label_id is not None else None
+        recorded = base or alone is not None or isinstance(who, Untrained)
         for items in batches_by_length([len(row.input_ids) for row in rows], members, device.type, recorded):
-            chosen = [rows[i] for i in items]
-            batch = make_batch([chosen] * members, pad_id).to(device)
-            losses = token_losses(model, batch).double()
-            per_item = torch.zeros(members, len(items), dtype=torch.float64, device=device).scatter_add_(
-                1, batch.row, losses
-            )
-            sums[:, items] = per_item.cpu().numpy()
-            for i in items:
-                tokens[i] = sum(label != -100 for label in rows[i].labels[1:])
-    return ItemLosses(sums, tokens)
+            batch = make_batch([[rows[i] for i in items]] * members, pad_id).to(device)
+            logits = who.logits(batch)
+            losses = token_losses(logits, batch).double()
+            per_item = torch.zeros(members, len(items), dtype=torch.float64, device=device)
+            sums[:, items] = per_item.scatter_add_(1, batch.row, losses).cpu().numpy()
+            if predicted is not None:
+                predicted[:, items] = logits.argmax(-1).view(members, -1).cpu().numpy()
+    return ItemLosses(sums, tokens, predicted)
 
 
-def final_losses(model: Any, cohort: Cohort, rows: Sequence[Row], pad_id: int, device: torch.device) -> ItemLosses:
+def final_losses(who: Answerer, rows: Sequence[Row], pad_id: int, device: torch.device) -> ItemLosses:
     """Losses that are recorded. On a CPU every member alone, in batches and arithmetic that a reload repeats.
 
     bitsandbytes' bfloat16 kernel (CPUs with AVX512-BF16) rounds activations, so that a last bit of float32 can become 0.1 in a
     token's logits: side by side, a run's evaluation would depend on its neighbours (measured: 6e-4 nats over 65 tokens).
     """
     if device.type != "cpu":
-        return item_losses(model, cohort, rows, pad_id, device)
-    each = [item_losses(model, cohort, rows, pad_id, device, alone=k) for k in range(len(cohort.members))]
-    return ItemLosses(np.concatenate([one.sums for one in each]), each[0].tokens)
-
-
-class bypassed:
-    """Within the block the adapters are out of the way (``on``) or member ``alone`` answers: a batch of one member."""
-
-    def __init__(self, cohort: Cohort | None, on: bool, alone: int | None = None) -> None:
-        self.cohort, self.on, self.alone = cohort, on, alone
-
-    def __enter__(self) -> None:
-        if self.cohort is not None:
-            self.cohort.state.bypass, self.cohort.state.alone = self.on, self.alone
-
-    def __exit__(self, *error: object) -> None:
-        if self.cohort is not None:
-            self.cohort.state.bypass, self.cohort.state.alone = False, None
+        return item_losses(who, rows, pad_id, device)
+    each = [item_losses(who, rows, pad_id, device, alone=k) for k in range(who.size)]
+    guesses = [one.predicted for one in each if one.predicted is not None]
+    sums = np.concatenate([one.sums for one in each])
+    return ItemLosses(sums, each[0].tokens, np.concatenate(guesses) if guesses else None)

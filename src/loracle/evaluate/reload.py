@@ -1,8 +1,8 @@
 """The reload check: what a PEFT user gets from a saved adapter must be what was recorded.
 
 The base is loaded by plain Transformers and the adapter by plain PEFT, in evaluation mode, with no part of loracle in the model.
-Two kinds of precision have no plain way to load and go through loracle's own loader with PEFT on top, and the record says so:
-a mix of 4-bit and 8-bit layers, and 4-bit blocks other than 64.
+Some precisions have no plain way to load and go through loracle's own loader with PEFT on top, and the record says so: a mix of
+4-bit and 8-bit layers, 4-bit blocks other than 64, HQQ's integers, and a base that comes quantized for another compute dtype.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 
-from loracle.adapters.batch import Row
-from loracle.evaluate.loss import batches_by_length
-from loracle.models.load import LoadedBase, load_base
+from loracle.adapters.alone import VIRTUAL
+from loracle.adapters.batch import Row, scored
+from loracle.evaluate.loss import ItemLosses, batches_by_length
+from loracle.models.load import LoadedBase, load_base, pick_device
 from loracle.models.precision import ROUND_TO, TORCH_DTYPES, deploy, evaluates_packed, is_4bit, packed_of
-from loracle.models.source import Source, find
-from loracle.spec.study import FOUR_BIT, UNQUANTIZED, Cell
-from loracle.tasks.collate import collate
+from loracle.models.prequantized import evaluates_plainly
+from loracle.models.pretrained import resize_vocabulary
+from loracle.models.source import Source, find, load_tokenizer
+from loracle.spec.factors import cell_from_config
+from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED, Cell
+from loracle.store.files import read_json
+from loracle.tasks.collate import Batch, collate, pad_token_id
 
 # Largest accepted difference of the evaluation loss, in nats: float32 arithmetic, and bfloat16 or float16 on a GPU.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -56,8 +62,7 @@ class Recipe:
 def recipe(loaded: LoadedBase, cell: Cell) -> Recipe:
     """The plain way to load this cell's base."""
     compute = str(loaded.compute_dtype).removeprefix("torch.")
-    used = set(loaded.assignment.values())
-    codecs = used - UNQUANTIZED
+    codecs = set(loaded.assignment.values()) - UNQUANTIZED
     if not codecs:
         dtype = ROUND_TO.get(cell.default_precision, loaded.compute_dtype)
         return Recipe(str(dtype).removeprefix("torch."), compute, None, plain=True)
@@ -70,6 +75,8 @@ def recipe(loaded: LoadedBase, cell: Cell) -> Recipe:
             why=f"a mix of {' and '.join(sorted(codecs))} loads through loracle.load only",
         )
     codec = next(iter(codecs))
+    if codec in INTEGER:
+        return Recipe(compute, compute, None, plain=False, why=f"{codec} (HQQ) loads through loracle.load only")
     if codec in FOUR_BIT and cell.block_size != 64:
         return Recipe(
             compute, compute, None, plain=False, why=f"Transformers knows no block size but 64 (here {cell.block_size})"
@@ -78,6 +85,9 @@ def recipe(loaded: LoadedBase, cell: Cell) -> Recipe:
         return Recipe(
             compute, compute, None, plain=False, why="bitsandbytes cannot evaluate a layer of this shape on this CPU"
         )
+    if loaded.held:
+        why = evaluates_plainly(loaded.held, cell, compute)
+        return Recipe(compute, compute, None, plain=why is None, why=why)
     kept = [name for name, precision in loaded.assignment.items() if precision in UNQUANTIZED]
     config: dict[str, Any] = (
         {"load_in_8bit": True}
@@ -94,24 +104,36 @@ def recipe(loaded: LoadedBase, cell: Cell) -> Recipe:
     return Recipe(compute, compute, config, plain=True)
 
 
-def load_plain(source: Source, how: Recipe, device: torch.device) -> Any:
-    """The base by Transformers alone, in evaluation mode."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def label_names(labels: Sequence[str]) -> dict[str, Any]:
+    """``id2label`` and ``label2id`` of a classifier's config."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
-    quantization = BitsAndBytesConfig(**how.quantization_config) if how.quantization_config else None
-    extra = {"device_map": {"": device.index or 0}} if device.type == "cuda" else {}
-    model = AutoModelForCausalLM.from_pretrained(
+
+def load_plain(
+    source: Source, how: Recipe, device: torch.device, labels: Sequence[str] = (), pad_id: int | None = None
+) -> Any:
+    """The base by Transformers alone, in evaluation mode; with ``labels`` as a classifier over them."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+    extra: dict[str, Any] = {}
+    if torch.cuda.is_available():  # else a base that comes quantized would go to the GPU by itself
+        extra["device_map"] = {"": device.index or 0 if device.type == "cuda" else "cpu"}
+    if labels:
+        extra |= {"num_labels": len(labels), **label_names(labels), "pad_token_id": pad_id}
+    if how.quantization_config:
+        extra["quantization_config"] = BitsAndBytesConfig(**how.quantization_config)
+    kind = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
+    model = kind.from_pretrained(
         source.resolved,
         revision=source.revision,
         dtype=TORCH_DTYPES[how.dtype],
-        quantization_config=quantization,
         use_safetensors=True,
         trust_remote_code=False,
         **extra,
     )
     if how.dtype != how.compute:
         model.to(TORCH_DTYPES[how.compute])
-    model.config.pad_token_id = None
+    model.config.pad_token_id = pad_id if labels else None
     return model.eval()
 
 
@@ -122,60 +144,102 @@ class Reloader:
     weights, and loading another adapter afterwards (it reads a state dict) would unpack them inexactly.
     """
 
-    def __init__(self, source: Source, cell: Cell, how: Recipe, device: torch.device, adapters: Sequence[Path]) -> None:
-        from peft import PeftModel
-
-        self.device = device
-        base = (
-            load_plain(source, how, device)
+    def __init__(
+        self,
+        loaded: LoadedBase,
+        cell: Cell,
+        how: Recipe,
+        adapters: Sequence[Path],
+        labels: Sequence[str] = (),
+        pad_id: int | None = None,
+        vocab: int | None = None,
+    ) -> None:
+        self.device = loaded.device
+        self.classifies = cell.task.classifies
+        shown = labels if self.classifies else ()
+        source = find(str(adapters[0])) if cell.adapter.method == "full" else loaded.source
+        base: Any = (
+            load_plain(source, how, self.device, shown, pad_id)
             if how.plain
-            else deploy(load_base(source, cell, device, storage="quantized").model)
+            else deploy(
+                load_base(loaded.source, cell, self.device, storage="quantized", labels=shown, vocab=vocab).model
+            )
         )
-        options = {"autocast_adapter_dtype": False, "torch_device": str(device)}
+        if cell.base.add_tokens and how.plain and vocab and cell.adapter.method != "full":
+            resize_vocabulary(base, vocab)
+        base.config.pad_token_id = pad_id if self.classifies else None
+        self.selects = "logits_to_keep" in inspect.signature(type(base).forward).parameters
+        if cell.adapter.method == "full":
+            self.model: Any = base
+            return
+        options = {"autocast_adapter_dtype": False, "torch_device": str(self.device)}
         self.model = PeftModel.from_pretrained(base, adapters[0], adapter_name="run-0", **options)
         for i, folder in enumerate(adapters[1:], start=1):
             self.model.load_adapter(folder, adapter_name=f"run-{i}", **options)
         self.model.eval()
-        self.selects = "logits_to_keep" in inspect.signature(type(base).forward).parameters
+        self.selects &= cell.adapter.method not in VIRTUAL
 
     @torch.no_grad()
-    def item_losses(self, index: int, rows: Sequence[Row], pad_id: int) -> np.ndarray:
-        """Each item's summed loss under adapter ``index``, ``[n]``: the model's own forward, labels shifted by one.
+    def item_losses(self, index: int, rows: Sequence[Row], pad_id: int) -> ItemLosses:
+        """Each item's summed loss under adapter ``index``: the model's own forward, labels shifted by one, or its own pooling.
 
-        The head runs only on columns in which some row is scored.
+        A language model's head runs only on columns in which some row is scored.
         """
-        self.model.set_adapter(f"run-{index}")
-        sums = np.zeros(len(rows))
+        if isinstance(self.model, PeftModel):
+            self.model.set_adapter(f"run-{index}")
+        sums = np.zeros((1, len(rows)))
+        predicted = np.zeros((1, len(rows)), dtype=np.int64) if self.classifies else None
         for items in batches_by_length([len(row.input_ids) for row in rows], 1, self.device.type, recorded=True):
             batch = collate([rows[i] for i in items], pad_id, self.device)  # type: ignore[misc]
-            labels = batch.labels[:, 1:]
-            scored = (labels != -100).any(0).nonzero().squeeze(1)  # columns where some row is scored
-            if not self.selects:
-                scored = torch.arange(labels.shape[1], device=self.device)
-            logits = self.model(
-                input_ids=batch.input_ids, **({"logits_to_keep": scored} if self.selects else {})
-            ).logits
-            logits = logits[:, : len(scored)].float()
-            # flat rows: over a strided vocabulary torch sums 8,192 terms one after another, and is off by 2e-5
-            targets = labels[:, scored]
-            losses = torch.nn.functional.cross_entropy(
-                logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-100, reduction="none"
-            ).view(targets.shape)
-            sums[items] = losses.double().sum(1).cpu().numpy()
-        return sums
+            if predicted is not None:
+                found, classes = self._classified(batch, [rows[i] for i in items])
+                predicted[0, items] = classes
+            else:
+                found = self._language(batch)
+            sums[0, items] = found.double().cpu().numpy()
+        return ItemLosses(sums, np.array([scored(row)[0].size for row in rows]), predicted)
+
+    def _language(self, batch: Batch) -> torch.Tensor:
+        """``[B]``: the summed loss of each row."""
+        labels = batch.labels[:, 1:]
+        columns = (labels != -100).any(0).nonzero().squeeze(1)  # where some row is scored
+        if not self.selects:
+            columns = torch.arange(labels.shape[1], device=self.device)
+        keep = {"logits_to_keep": columns} if self.selects else {}
+        logits = self.model(input_ids=batch.input_ids, **keep).logits[
+            :, -batch.input_ids.shape[1] :
+        ]  # no virtual tokens
+        logits = logits[:, : len(columns)].float()
+        # flat rows: over a strided vocabulary torch sums 8,192 terms one after another, and is off by 2e-5
+        targets = labels[:, columns]
+        losses = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-100, reduction="none"
+        )
+        return losses.view(targets.shape).double().sum(1)
+
+    def _classified(self, batch: Batch, rows: Sequence[Row]) -> tuple[torch.Tensor, np.ndarray]:
+        """(loss, class) of each row."""
+        lengths = torch.tensor([len(row.input_ids) for row in rows], device=self.device)
+        mask = torch.arange(batch.input_ids.shape[1], device=self.device) < lengths.unsqueeze(1)
+        logits = self.model(input_ids=batch.input_ids, attention_mask=mask.long()).logits.float()
+        targets = torch.tensor([row.label_id for row in rows], device=self.device)
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1).cpu().numpy()
 
 
 def load_run(folder: str | Path, device: str = "auto") -> tuple[Any, Any]:
-    """(model, tokenizer) of a finished run: its base in its precision, its adapter by PEFT, in evaluation mode."""
-    from peft import PeftModel
+    """(model, tokenizer) of a finished run: its base in its precision, its adapter by PEFT, in evaluation mode.
 
-    from loracle.models.load import pick_device
-    from loracle.models.source import load_tokenizer
-    from loracle.spec.factors import cell_from_config
-    from loracle.store.files import read_json
-
+    A classifier has its labels in ``model.config.id2label``; full fine-tuning gives the model itself.
+    """
     record = read_json(Path(folder) / "record.json")
     cell = cell_from_config(record["config"])
-    source = find(cell.base.model, cell.base.revision)
-    base = deploy(load_base(source, cell, pick_device(device), storage="quantized").model)
-    return PeftModel.from_pretrained(base, str(Path(folder) / "adapter")).eval(), load_tokenizer(source)
+    trained, place = Path(folder) / "adapter", pick_device(device)
+    labels = tuple(record["audit"]["labels"]) if cell.task.classifies else ()
+    base = find(cell.base.model, cell.base.revision)
+    tokenizer = load_tokenizer(base, cell.base.add_tokens)
+    source = find(str(trained)) if cell.adapter.method == "full" else base
+    loaded = load_base(source, cell, place, storage="quantized", labels=labels, vocab=len(tokenizer))
+    model: Any = deploy(loaded.model)
+    if labels:
+        model.config.pad_token_id = pad_token_id(tokenizer)
+    return (model if source is not base else PeftModel.from_pretrained(model, trained).eval()), tokenizer

@@ -5,62 +5,56 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loracle.adapters.cohort import Cohort
-from loracle.evaluate.generate import eos_token_ids, final_answers, greedy
+from loracle.adapters.forward import Answerer, Untrained
+from loracle.adapters.trainee import Trainee
+from loracle.evaluate.answers import Answers, generate_answers
 from loracle.evaluate.loss import ItemLosses, final_losses, item_losses
 from loracle.evaluate.reload import TOLERANCE, Recipe, Reloader, recipe
-from loracle.models.load import LoadedBase
+from loracle.models.load import LoadedBase, load_base
 from loracle.models.precision import deploy
 from loracle.spec.study import Cell
 from loracle.tasks.collate import pad_token_id
 from loracle.tasks.dataset import plain_text
-from loracle.tasks.metrics import exact_match, label_accuracy
+from loracle.tasks.metrics import classification_scores, majority_accuracy
 from loracle.tasks.rows import Tokenized
-
-Answers = list[list[int]]
 
 
 @dataclass
 class Evaluation:
-    """Everything measured on a cohort's adapters. ``answers[k][i]`` are generated ids for ``generated[i]`` (row numbers)."""
+    """Everything measured on a cohort's adapters. ``plain``: loss on plain text (null for classifiers, which have no language
+    model head); ``answers``: null where nothing is generated."""
 
     loaded: LoadedBase
     cell: Cell
     data: Tokenized
     pad_id: int
+    how: Recipe
     losses: ItemLosses
     base_losses: ItemLosses
-    plain: ItemLosses
-    base_plain: ItemLosses
-    generated: list[int]
-    answers: list[Answers]
-    base_answers: Answers
-    texts: list[list[str]]
-    base_texts: list[str]
-    prompts: list[str]
-    how: Recipe
+    plain: ItemLosses | None
+    base_plain: ItemLosses | None
+    answers: Answers | None
+    vocab: int | None = None  # the tokenizer's length, added tokens included
     seconds: float = 0.0
-    scores: dict[str, np.ndarray] = field(default_factory=dict)
-    base_scores: dict[str, np.ndarray] = field(default_factory=dict)
 
     def metrics(self, k: int) -> dict[str, float]:
         """Member ``k``'s metrics (keys: docs/files.md)."""
-        out = {
-            "perplexity": _exp(self.losses.mean[k]),
-            "base_eval_loss": float(self.base_losses.mean[0]),
-            "plain_text_loss": float(self.plain.mean[k]),
-            "base_plain_text_loss": float(self.base_plain.mean[0]),
-        }
-        for name, values in self.scores.items():
-            out[name] = float(values[k].mean())
-            out[f"base_{name}"] = float(self.base_scores[name].mean())
-        return out
+        out = {"base_eval_loss": float(self.base_losses.mean[0])}
+        if self.plain and self.base_plain:
+            out["perplexity"] = _exp(self.losses.mean[k])
+            out["plain_text_loss"] = float(self.plain.mean[k])
+            out["base_plain_text_loss"] = float(self.base_plain.mean[0])
+        if self.losses.predicted is not None:
+            true = [row.label_id or 0 for row in self.data.eval]
+            out |= classification_scores(self.losses.predicted[k].tolist(), true, len(self.data.labels))
+            out["majority_accuracy"] = majority_accuracy(true)
+        return out | (self.answers.metrics(k) if self.answers else {})
 
     def predictions(self, k: int) -> dict[str, list[Any]]:
         """Columns of member ``k``'s ``predictions.parquet``."""
@@ -71,42 +65,38 @@ class Evaluation:
             "target_tokens": self.losses.tokens.tolist(),
             "base_loss": self.base_losses.sums[0].tolist(),
         }
-        if not self.generated:
-            return columns
-        place = {row: i for i, row in enumerate(self.generated)}
-        at = [place.get(i) for i in range(len(rows))]
-        columns["prompt"] = [None if i is None else self.prompts[i] for i in at]
-        columns["prediction"] = [None if i is None else self.texts[k][i] for i in at]
-        columns["prediction_ids"] = [None if i is None else self.answers[k][i] for i in at]
-        columns["reference"] = [None if i is None else rows[j].reference for j, i in enumerate(at)]
-        for name, values in self.scores.items():
-            columns[name] = [None if i is None else int(values[k][i]) for i in at]
-        return columns
+        if self.losses.predicted is not None:
+            guesses = self.losses.predicted[k].tolist()
+            columns["prediction"] = [self.data.labels[i] for i in guesses]
+            columns["reference"] = [row.reference for row in rows]
+            columns["accuracy"] = [int(i == row.label_id) for i, row in zip(guesses, rows, strict=True)]
+        return columns | (self.answers.columns(k, self.data) if self.answers else {})
 
     def reload_checks(
         self, adapters: Sequence[Path], items: int | None, say: Callable[..., None]
     ) -> list[dict[str, Any]]:
-        """Each saved adapter under plain Transformers + PEFT: does it give the recorded loss?"""
+        """Each saved adapter under plain Transformers + PEFT: does it give the recorded loss, and the same predictions?"""
         rows = self.data.eval[:items]
-        reloader = Reloader(self.loaded.source, self.cell, self.how, self.loaded.device, adapters)
+        reloader = Reloader(self.loaded, self.cell, self.how, adapters, self.data.labels, self.pad_id, self.vocab)
         tolerance = TOLERANCE[self.loaded.compute_dtype]
         tokens = max(1, int(self.losses.tokens[: len(rows)].sum()))
         checks = []
         for k in range(len(adapters)):
             say("reload", step=k + 1, steps=len(adapters))
-            plain = float(reloader.item_losses(k, rows, self.pad_id).sum() / tokens)
+            plain = reloader.item_losses(k, rows, self.pad_id)
             recorded = float(self.losses.sums[k][: len(rows)].sum() / tokens)
-            difference = abs(plain - recorded)
-            checks.append(
-                {
-                    "passed": bool(difference <= tolerance),
-                    "eval_loss": plain,
-                    "difference": difference,
-                    "tolerance": tolerance,
-                    "items": len(rows),
-                    "load": self.how.as_record(),
-                }
-            )
+            difference = abs(float(plain.sums.sum() / tokens) - recorded)
+            check = {
+                "passed": bool(difference <= tolerance),
+                "eval_loss": float(plain.sums.sum() / tokens),
+                "difference": difference,
+                "tolerance": tolerance,
+                "items": len(rows),
+                "load": self.how.as_record(),
+            }
+            if plain.predicted is not None and self.losses.predicted is not None:
+                check["predictions_changed"] = int((plain.predicted[0] != self.losses.predicted[k][: len(rows)]).sum())
+            checks.append(check)
         return checks
 
 
@@ -115,88 +105,37 @@ def _exp(value: float) -> float:
 
 
 def evaluate(
-    loaded: LoadedBase, cohort: Cohort, cell: Cell, data: Tokenized, tokenizer: Any, say: Callable[..., None]
+    loaded: LoadedBase, who: Trainee, cell: Cell, data: Tokenized, tokenizer: Any, say: Callable[..., None]
 ) -> Evaluation:
     """Losses, generations and scores of every member, and of the untrained base in the same precision."""
     started = time.monotonic()
-    model, device, pad = loaded.model, loaded.device, pad_token_id(tokenizer)
+    device, pad = loaded.device, pad_token_id(tokenizer)
     how = recipe(loaded, cell)
-    deploy(model)
+    deploy(loaded.model)
     say("evaluate", items=len(data.eval))
-    plain_rows = plain_text(tokenizer, cell.task.max_length)
-    losses, plain = (final_losses(model, cohort, rows, pad, device) for rows in (data.eval, plain_rows))
-    base_losses, base_plain = (
-        item_losses(model, cohort, rows, pad, device, base=True) for rows in (data.eval, plain_rows)
-    )
-    chosen = rows_to_generate(data, cell)
-    answers: list[Answers] = [[] for _ in cohort.members]
-    base_answers: Answers = []
-    if chosen:
-        say("generate", items=len(chosen))
-        prompts = [data.eval[i].prompt_ids or [] for i in chosen]
-        ends = eos_token_ids(model, tokenizer)
-        limits: dict[str, Any] = {
-            "max_new_tokens": cell.task.max_new_tokens,
-            "eos_ids": ends,
-            "pad_id": pad,
-            "device": device,
-        }
-        answers = final_answers(model, cohort, prompts, **limits)
-        [base_answers] = greedy(model, cohort, prompts, **limits, base=True)
-    texts = [_decode(tokenizer, each) for each in answers]
-    base_texts = _decode(tokenizer, base_answers)
-    prompt_texts = _decode(tokenizer, [data.eval[i].prompt_ids or [] for i in chosen])
-    out = Evaluation(
-        loaded,
-        cell,
-        data,
-        pad,
-        losses,
-        base_losses,
-        plain,
-        base_plain,
-        chosen,
-        answers,
-        base_answers,
-        texts,
-        base_texts,
-        prompt_texts,
-        how,
-    )
-    out.scores = score(texts, chosen, data)
-    out.base_scores = score([base_texts], chosen, data)
+    base = untrained(loaded, who, cell, data, len(tokenizer))
+    losses = final_losses(who, data.eval, pad, device)
+    plain = base_plain = None
+    if cell.task.classifies:
+        base_losses = guessing(losses, len(data.labels))
+    else:
+        base_losses = item_losses(base, data.eval, pad, device, base=True)
+        prose = plain_text(tokenizer, cell.task.max_length)
+        plain, base_plain = final_losses(who, prose, pad, device), item_losses(base, prose, pad, device, base=True)
+    answers = generate_answers(who, base, cell.task, data, tokenizer, device, say)
+    out = Evaluation(loaded, cell, data, pad, how, losses, base_losses, plain, base_plain, answers, len(tokenizer))
     out.seconds = time.monotonic() - started
     return out
 
 
-def rows_to_generate(data: Tokenized, cell: Cell) -> list[int]:
-    """Row numbers of the evaluation prompts that are generated for."""
-    if not cell.task.generate:
-        return []
-    return [i for i, row in enumerate(data.eval) if row.prompt_ids][: cell.task.generate_samples]
+def untrained(loaded: LoadedBase, who: Trainee, cell: Cell, data: Tokenized, vocab: int) -> Answerer:
+    """The base before training: the cohort's own with its adapters out of the way, or, where training changed it, loaded anew."""
+    if who.keeps_base:
+        return who
+    fresh = load_base(loaded.source, cell, loaded.device, storage="quantized", labels=data.labels, vocab=vocab)
+    return Untrained(deploy(fresh.model))
 
 
-def score(texts: Sequence[Sequence[str]], chosen: Sequence[int], data: Tokenized) -> dict[str, np.ndarray]:
-    """Score name → 0/1 ``[K, n]`` over the generated rows; empty where nothing was generated."""
-    if not chosen:
-        return {}
-    rows = [data.eval[i] for i in chosen]
-    out = {
-        "exact_match": np.array(
-            [[exact_match(t, r.reference or "") for t, r in zip(each, rows, strict=True)] for each in texts],
-            dtype=float,
-        )
-    }
-    if data.labels:
-        out["label_accuracy"] = np.array(
-            [
-                [label_accuracy(t, r.label or "", data.labels) for t, r in zip(each, rows, strict=True)]
-                for each in texts
-            ],
-            dtype=float,
-        )
-    return out
-
-
-def _decode(tokenizer: Any, answers: Answers) -> list[str]:
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+def guessing(losses: ItemLosses, labels: int) -> ItemLosses:
+    """What a head that knows nothing loses: ln(labels) an item. An untrained classifier has no head to measure."""
+    return ItemLosses(np.full((1, losses.sums.shape[1]), math.log(labels)), losses.tokens)

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from loracle.base.errors import ModelError
+from loracle.models.integer import IntegerLinear
+from loracle.models.linears import linear_shape
 from loracle.models.precision import packed_of
-from loracle.spec.study import FOUR_BIT, UNQUANTIZED
+from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED
 
-# What a label promises, in bits per weight, with room for constants (block 32 without double quantization: 4 + 32/32).
-_PROMISED = {"nf4": (4.0, 5.01), "fp4": (4.0, 5.01), "int8": (8.0, 9.0)}
+_CODE_BITS = {
+    "nf4": 4.0,
+    "fp4": 4.0,
+    "int8": 8.0,
+    "int4": 4.0,
+    "int3": 3.2,
+    "int2": 2.0,
+}  # HQQ packs ten int3 in 32 bits
+# What a label promises, in bits per weight: its codes, and at most 32 bits of constants for each block of 32.
+_PROMISED = {name: (bits, bits + 1.01) for name, bits in _CODE_BITS.items()}
 
 
 def weight_bytes(module: nn.Module) -> tuple[int, int]:
     """(bytes of the packed weight, bytes of its quantization constants)."""
-    weight: Any = packed_of(module).weight
+    packed = packed_of(module)
+    weight: Any = packed.weight
     constants = 0
     state = getattr(weight, "quant_state", None)
-    if state is not None:
+    if isinstance(packed, IntegerLinear):
+        constants = _nbytes(packed.scale) + _nbytes(packed.zero)
+    elif state is not None:
         constants = sum(_nbytes(part) for part in (state.absmax, getattr(state, "offset", None)) if part is not None)
         if state.nested:
             constants += _nbytes(state.state2.absmax)
@@ -32,6 +45,19 @@ def weight_bytes(module: nn.Module) -> tuple[int, int]:
 
 def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def resident_bytes(model: nn.Module, without: Collection[int] = ()) -> int:
+    """Bytes of a model's parameters and quantization constants, shared storage once; ``without``: data pointers to leave out."""
+    found: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.data_ptr() not in without:
+                found[parameter.data_ptr()] = _nbytes(parameter)
+        if linear_shape(module) is not None:
+            packed: Any = packed_of(module)
+            found[id(packed)] = weight_bytes(packed)[1]
+    return sum(found.values())
 
 
 def census(model: nn.Module, assignment: Mapping[str, str]) -> dict[str, Any]:
@@ -55,7 +81,7 @@ def census(model: nn.Module, assignment: Mapping[str, str]) -> dict[str, Any]:
             if not low <= here / count <= high:
                 raise ModelError(f"{name} is labelled {precision} but takes {here / count:.2f} bits per weight")
             quantized_bits, quantized = quantized_bits + here, quantized + count
-        elif precision in UNQUANTIZED and kind in ("uint8", "int8"):
+        elif precision in UNQUANTIZED and kind in ("uint8", "int8", "int32"):
             raise ModelError(f"{name} is labelled {precision} but is stored as {kind}")
     return {
         "effective_bits": quantized_bits / quantized if quantized else None,
@@ -73,8 +99,11 @@ def _parameters(module: Any) -> int:
 
 def predicted_bits(precision: str, double_quant: bool | None, block_size: int | None) -> float:
     """Bits per weight that a codec promises. 4-bit: 4 + 32/block, or 4 + 8/block + 32/(256·block) with double quantization
-    (QLoRA, Dettmers et al. 2023, section 3); int8: 8 (its row constants depend on the shape, see ``ledger.constants_bytes``)."""
+    (QLoRA, Dettmers et al. 2023, section 3); int4, int3, int2: 4, 3.2 and 2, + 32/block; int8: 8 (its row constants depend on the
+    shape, see ``ledger.constants_bytes``)."""
+    block = block_size or 64
     if precision in FOUR_BIT:
-        block = block_size or 64
         return 4 + (8 / block + 32 / (256 * block) if double_quant else 32 / block)
+    if precision in INTEGER:
+        return _CODE_BITS[precision] + 32 / block
     return {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "int8": 8.0}[precision]

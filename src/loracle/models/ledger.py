@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loracle.models.linears import Linear
-from loracle.spec.study import FOUR_BIT, Cell
+from loracle.spec.study import INTEGER, UNQUANTIZED, Cell
 
 COMPONENTS = (
     "quantized_weights",
@@ -32,12 +32,22 @@ _STATE = {
 }  # bytes of Adam state per parameter
 
 
+def code_bytes(linear: Linear, precision: str) -> int:
+    """Bytes of one layer's packed weight; ten int3 lie in 32 bits."""
+    if precision == "int3":
+        return 4 * -(-linear.params // 10)
+    return -(-linear.params // {"int8": 1, "int2": 4}.get(precision, 2))
+
+
 def constants_bytes(linear: Linear, precision: str, double_quant: bool | None, block_size: int | None) -> int:
     """Bytes of one layer's quantization constants: absmax per block, itself in 8 bits with a float per 256 under double
-    quantization (QLoRA, section 3), or a float per output row for int8."""
+    quantization (QLoRA, section 3); for int4, int3 and int2 HQQ's scale and zero point per block, 16 bits each; for int8 a float
+    per output row."""
     if precision == "int8":
         return 4 * linear.d_out
     blocks = -(-linear.params // (block_size or 64))
+    if precision in INTEGER:
+        return 4 * blocks
     return blocks + 4 * -(-blocks // 256) + 4 if double_quant else 4 * blocks
 
 
@@ -52,9 +62,9 @@ def predict(
     quantized = constants = covered = 0
     for linear in linears:
         precision = assignment[linear.name]
-        if precision in FOUR_BIT or precision == "int8":
+        if precision not in UNQUANTIZED:
             covered += linear.params
-            quantized += -(-linear.params // 2) if precision in FOUR_BIT else linear.params
+            quantized += code_bytes(linear, precision)
             constants += constants_bytes(linear, precision, cell.double_quant, cell.block_size)
     adapter_width = _WIDTH.get(cell.adapter.dtype, 4)
     ledger["quantized_weights"] = quantized

@@ -6,6 +6,7 @@ projections of GPT-2, GPT-NeoX (interleaved by head) and Phi-3; any other archit
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from loracle.base.errors import ModelError
 
+CLASSIFIER_HEADS = ("score", "classifier")
+"""What Transformers' sequence classifiers call their head."""
 LOGICAL = ("q", "k", "v", "o", "up", "gate", "down")
 _LLAMA = {
     "q_proj": "q",
@@ -128,15 +131,24 @@ def check_weights(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], where
         found = [n for x in group for n in (x, x.removeprefix(prefix), _ONCE.get(x, x)) if n in shapes]
         if not found:
             raise ModelError(f"{where}: the weights lack {group[0]}: copy or download the model again")
-        shape = tuple(expected[group[0]].shape)
+        shape = _stored_shape(found[0], tuple(expected[group[0]].shape), shapes)
         if shapes[found[0]] != shape:
             raise ModelError(f"{where}: {found[0]} is {list(shapes[found[0]])}, but config.json says {list(shape)}")
+
+
+def _stored_shape(name: str, shape: tuple[int, ...], stored: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that the weight ``name`` of ``shape`` has in a file: bitsandbytes packs two 4-bit weights in a byte, ``[n / 2, 1]``,
+    and holds int8 as ``[d_out, d_in]``, also where the module (GPT-2's Conv1D) is turned."""
+    if any(key.startswith(f"{name}.quant_state.") for key in stored):
+        return (-(-math.prod(shape) // 2), 1)
+    turned = f"{name.removesuffix('weight')}SCB" in stored and stored[name] == shape[::-1]
+    return shape[::-1] if turned else shape
 
 
 def _heads(model: nn.Module) -> set[int]:
     get_head: Any = getattr(model, "get_output_embeddings", None)
     head = get_head() if get_head else None
-    named = (getattr(model, attribute, None) for attribute in ("score", "classifier", "lm_head"))
+    named = (getattr(model, attribute, None) for attribute in (*CLASSIFIER_HEADS, "lm_head"))
     return {id(module) for module in (head, *named) if module is not None}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import nn
 
 from loracle.base.errors import ModelError, one_line
 from loracle.models.census import census
-from loracle.models.linears import Linear, linear_map
-from loracle.models.precision import ROUND_TO, TORCH_DTYPES, FusedGELU, apply_precision, assign, set_submodule
+from loracle.models.linears import CLASSIFIER_HEADS, Linear, linear_map
+from loracle.models.precision import ROUND_TO, TORCH_DTYPES, FusedGELU, apply_precision, set_submodule
+from loracle.models.prequantized import Held, adopt, agree, assign_base, held, keep_head
+from loracle.models.pretrained import auto_class, from_pretrained, resize_vocabulary, set_labels
 from loracle.models.source import Source, load_config, require_weights
-from loracle.spec.study import FOUR_BIT, UNQUANTIZED, Cell
+from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED, Cell
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class LoadedBase:
     device: torch.device
     census: dict[str, Any]
     base_params: int  # of the base as published, tied weights once, before any adapter
+    held: Held | None = None  # of a base that comes quantized
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -51,61 +55,93 @@ def pick_compute_dtype(wanted: str, precision: str, device: torch.device) -> str
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
 
-def pick_storage(wanted: str, names: frozenset[str], device: torch.device) -> str:
-    """``auto``: dequantized where there are 4-bit layers only (same numbers, faster steps), quantized for int8.
+def pick_storage(cell: Cell) -> str:
+    """``auto``: dequantized (same numbers, faster steps), but quantized where there is int8 and where PEFT trains.
 
     A cell without quantized layers is ``unquantized``, whatever was asked for.
     """
+    names = cell.precision_names
     if not names - UNQUANTIZED:
         return "unquantized"
-    if wanted == "auto":
-        return "dequantized" if names <= UNQUANTIZED | FOUR_BIT else "quantized"
-    return wanted
+    if cell.storage == "auto":
+        return "dequantized" if names <= UNQUANTIZED | FOUR_BIT | INTEGER and not cell.alone else "quantized"
+    return cell.storage
 
 
-def meta_model(config: Any) -> nn.Module:
-    """The model's modules without their weights (meta device): shapes only."""
-    from transformers import AutoModelForCausalLM
-
+def meta_model(config: Any, *, labels: int | None = None) -> nn.Module:
+    """The model's modules without their weights (meta device): shapes only. With ``labels`` (how many) a classifier."""
+    config = copy.deepcopy(config)
+    if labels is not None:
+        config.num_labels = labels
     try:
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: nn.Module = auto_class(labels is not None).from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"not a causal language model that Transformers knows: {one_line(error)}") from None
+        kind = "causal language model" if labels is None else "model with a sequence classifier"
+        raise ModelError(f"not a {kind} that Transformers knows: {one_line(error)}") from None
     model.tie_weights()  # type: ignore[operator]
     return model
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Parameters, tied ones once; a packed 4-bit weight counts its elements, not its bytes."""
+    """Parameters, tied ones once, a classifier's head left out; a packed weight counts its elements, not its bytes."""
+    heads = tuple(f"{name}." for name in CLASSIFIER_HEADS)
     total = 0
-    for parameter in {id(p): p for p in model.parameters()}.values():
+    for parameter in {id(p): p for name, p in model.named_parameters() if not name.startswith(heads)}.values():
         state = getattr(parameter, "quant_state", None)
         total += int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
     return total
 
 
-def load_base(source: Source, cell: Cell, device: torch.device, *, storage: str | None = None) -> LoadedBase:
-    """Load, round or quantize, freeze. ``storage`` overrides the cell's (a probe always wants ``quantized``)."""
+def load_base(
+    source: Source,
+    cell: Cell,
+    device: torch.device,
+    *,
+    storage: str | None = None,
+    labels: Sequence[str] = (),
+    vocab: int | None = None,
+) -> LoadedBase:
+    """Load, round or quantize, freeze. ``storage`` overrides the cell's (a probe always wants ``quantized``).
+
+    A cell that classifies gets a sequence classifier with a head over ``labels``, which is in no precision but the compute dtype
+    and counts in no parameters: each run has its own. One that adds tokens needs ``vocab``, the tokenizer's length with them.
+    A base that comes quantized is taken as it is.
+    """
     require_weights(source)
-    config = load_config(source)
+    config = _config(source, cell, labels)
+    there = held(config)
+    if there:
+        agree(there, cell)
+        if cell.task.classifies:
+            keep_head(config)
     dtype = TORCH_DTYPES[pick_compute_dtype(cell.compute_dtype, cell.default_precision, device)]
-    model = _from_pretrained(source, config, ROUND_TO.get(cell.default_precision, dtype))
-    model.to(dtype)
-    fuse_activations(model)
+    model = from_pretrained(
+        source,
+        config,
+        ROUND_TO.get(cell.default_precision, dtype),
+        classifies=cell.task.classifies,
+        device=device if there else None,
+    )
     total = count_parameters(model)
     linears = linear_map(model, config.model_type)
-    assignment = assign(cell.precision, linears)
-    chosen = storage or pick_storage(cell.storage, cell.precision_names, device)
-    apply_precision(
-        model,
-        assignment,
-        double_quant=cell.double_quant,
-        block_size=cell.block_size,
-        storage=chosen,
-        dtype=dtype,
-        device=device,
-    )
+    chosen = storage or pick_storage(cell)
+    if there:
+        assignment = adopt(model, there, cell, linears, chosen, dtype)
+    else:
+        model.to(dtype)
+        assignment = assign_base(config, cell, linears)
+        apply_precision(
+            model,
+            assignment,
+            double_quant=cell.double_quant,
+            block_size=cell.block_size,
+            storage=chosen,
+            dtype=dtype,
+            device=device,
+        )
+    fuse_activations(model)
+    _add_tokens(model, cell, vocab)
     counted = census(model, assignment)
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -113,34 +149,25 @@ def load_base(source: Source, cell: Cell, device: torch.device, *, storage: str 
     model.train()  # never eval() before training ends: see set_base_dropout
     if not cell.train.base_dropout:
         set_base_dropout(model, on=False)
-    return LoadedBase(model, source, linears, assignment, dtype, chosen, device, counted, total)
+    return LoadedBase(model, source, linears, assignment, dtype, chosen, device, counted, total, there)
 
 
-def _from_pretrained(source: Source, config: Any, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as hf_logging
+def _config(source: Source, cell: Cell, labels: Sequence[str]) -> Any:
+    """The base's config, with the cell's labels in it."""
+    config = load_config(source)
+    if cell.task.classifies:
+        if not labels:
+            raise ModelError("a cell that classifies needs its labels to load its base")
+        set_labels(config, labels)
+    return config
 
-    hf_logging.disable_progress_bar()
-    os.environ.setdefault("DISABLE_KERNEL_MAPPING", "1")
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.resolved,
-            revision=source.revision,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise ModelError(f"{source.resolved}: cannot be loaded: {one_line(error)}") from None
-    absent = sorted(map(str, info.get("missing_keys", ()))) + sorted(map(str, info.get("mismatched_keys", ())))
-    if absent:  # Transformers would fill them at random and go on
-        raise ModelError(
-            f"{source.resolved}: the weights lack {absent[0]}" + (f" and {len(absent) - 1} more" if absent[1:] else "")
-        )
-    return model
+
+def _add_tokens(model: Any, cell: Cell, vocab: int | None) -> None:
+    if not cell.base.add_tokens:
+        return
+    if vocab is None:
+        raise ModelError("base.add_tokens needs the length of the tokenizer that has them")
+    resize_vocabulary(model, vocab)
 
 
 def fuse_activations(model: nn.Module) -> None:

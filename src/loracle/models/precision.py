@@ -2,8 +2,9 @@
 
 Codecs: fp32, bf16, fp16 (the whole model rounded, computed in the compute dtype; a layer that a pattern keeps unquantized in a
 quantized model stays in the compute dtype, as Transformers' skip list leaves it), nf4 and fp4 (bitsandbytes, QLoRA, Dettmers et al. 2023,
-sections 3 and 4), int8 (bitsandbytes, LLM.int8(), Dettmers et al. 2022). Storage is how the bytes of a 4-bit weight lie while training:
-``quantized`` (bitsandbytes' own module) or ``dequantized`` (the dense weight it stands for: the same numbers, bit for bit on a CPU).
+sections 3 and 4), int8 (bitsandbytes, LLM.int8(), Dettmers et al. 2022), int4, int3 and int2 (HQQ, ``integer.py``). Storage is how the
+bytes of a weight lie while training: ``quantized`` (the packed module; int8 has only this) or ``dequantized`` (the dense weight it
+stands for: the same numbers, bit for bit on a CPU).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 from torch import nn
 
 from loracle.base.errors import ModelError, SpecError
+from loracle.models.integer import IntegerLinear, quantize_integer
 from loracle.models.linears import Linear, linear_shape
-from loracle.spec.study import FOUR_BIT, UNQUANTIZED
+from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUND_TO = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,13 +122,15 @@ def _no_cast_warning(entry: logging.LogRecord) -> bool:
 
 
 def dequantize(packed: Any, dtype: torch.dtype) -> DequantizedLinear:
-    """The dense linear that a 4-bit one computes with; same output, bit for bit on a CPU."""
-    import bitsandbytes.functional as bnb
-
+    """The dense linear that a 4-bit or integer one computes with; same output, bit for bit on a CPU."""
     shape = linear_shape(packed)
     assert shape is not None
-    state: Any = packed.weight.quant_state
-    weight = bnb.dequantize_4bit(packed.weight.data, state).to(dtype)
+    if isinstance(packed, IntegerLinear):
+        weight = packed.dequantize(dtype)
+    else:
+        import bitsandbytes.functional as bnb
+
+        weight = bnb.dequantize_4bit(packed.weight.data, packed.weight.quant_state).to(dtype)
     linear = DequantizedLinear(*shape, bias=packed.bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if packed.bias is not None:
@@ -191,19 +195,19 @@ def apply_precision(
         module = model.get_submodule(name)
         if precision in UNQUANTIZED:
             continue
+        block = block_size or 64
+        new: nn.Module
         if precision in FOUR_BIT:
-            new = quantize_4bit(
-                module,
-                precision,
-                double_quant=bool(double_quant),
-                block_size=block_size or 64,
-                dtype=dtype,
-                device=device,
+            double = bool(double_quant)
+            new = quantize_4bit(module, precision, double_quant=double, block_size=block, dtype=dtype, device=device)
+        elif precision in INTEGER:
+            new = quantize_integer(
+                oriented_weight(module), getattr(module, "bias", None), precision, block_size=block, device=device
             )
-            if storage == "dequantized":
-                new = dequantize(new, dtype)
         else:
             new = quantize_int8(module, dtype=dtype, device=device)
+        if storage == "dequantized" and precision != "int8":
+            new = dequantize(new, dtype)
         set_submodule(model, name, new)
     model.to(device)
 

@@ -6,6 +6,7 @@ Weights are safetensors only, code from a model's folder is never run (``auto_ma
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,12 @@ def fingerprint(source: Source) -> tuple[str | None, str | None]:
     return digest({path.name: file_sha256(path) for path in files}), None
 
 
-def tokenizer_fingerprint(source: Source) -> str:
-    """SHA-256 over the tokenizer's files."""
+def tokenizer_fingerprint(source: Source, add: Sequence[str] = ()) -> str:
+    """SHA-256 over the tokenizer's files, and the tokens added to it if there are any."""
     assert source.folder is not None
     found = [source.folder / name for name in _TOKENIZER_FILES if (source.folder / name).is_file()]
-    return digest({path.name: file_sha256(path) for path in found})
+    files: dict[str, Any] = {path.name: file_sha256(path) for path in found}
+    return digest({**files, "add_tokens": list(add)} if add else files)
 
 
 def require_weights(source: Source) -> None:
@@ -154,14 +156,16 @@ def load_config(source: Source) -> Any:
         raise ModelError(f"{source.resolved}: config.json cannot be read: {one_line(error)}") from None
 
 
-def load_tokenizer(source: Source) -> Any:
-    """The base's tokenizer."""
-    from transformers import AutoTokenizer
+def load_tokenizer(source: Source, add: Sequence[str] = ()) -> Any:
+    """The base's tokenizer, with the tokens ``add`` where it lacks them: each is found whole in any text, and kept in decoded text."""
+    from transformers import AddedToken, AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.resolved, revision=source.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.resolved, revision=source.revision, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{source.resolved}: no usable tokenizer: {one_line(error)}") from None
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in add])
+    return tokenizer
 
 
 def licence(source: Source) -> str | None:

@@ -1,7 +1,9 @@
 """What all figures share: colours of light and dark, matplotlib's settings, the lines and the axis of a rank sweep.
 
 Colour says precision, everywhere the same (Okabe and Ito's palette, safe for colour-blind readers); markers and line
-styles say it again. matplotlib's object interface only: no pyplot, no state left behind.
+styles say it again. Where a study compares methods, colour and marker say the method, line styles the precision, and
+hollow markers that it is quantized.
+matplotlib's object interface only: no pyplot, no state left behind.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from loracle.report.columns import Table
 from loracle.report.evidence import CellData, StudyData
-from loracle.report.tables import Table
 from loracle.verdict.entries import Entry
 
 WIDTH, DPI = 4.7, 200
@@ -34,26 +36,39 @@ class Theme:
     grid: str
     precision: Mapping[str, str]
     other: Sequence[str]
+    methods: Sequence[str]
     null: str
 
 
 LIGHT = Theme(
     paper="#ffffff", ink="#1c2024", faint="#646b73", grid="#e4e7ea", null="#9aa3ac",
     precision={"bf16": "#0072B2", "fp16": "#0072B2", "fp32": "#0072B2",
-               "nf4": "#D55E00", "fp4": "#A0508A", "int8": "#008F6B"},
-    other=("#8A6D00", "#5B5BD6", "#B0003A"),
+               "nf4": "#D55E00", "fp4": "#A0508A", "int8": "#008F6B",
+               "int4": "#8A6D00", "int3": "#5B5BD6", "int2": "#B0003A"},
+    other=("#00798C", "#6B4E2E", "#3F6B00"),
+    methods=("#0072B2", "#D55E00", "#008F6B", "#A0508A", "#8A6D00", "#5B5BD6", "#B0003A", "#00798C"),
 )  # fmt: skip
 
 DARK = Theme(
     paper="#181b20", ink="#e8eaed", faint="#9aa3ad", grid="#2d323a", null="#7d8792",
     precision={"bf16": "#56B4E9", "fp16": "#56B4E9", "fp32": "#56B4E9",
-               "nf4": "#FF8A3D", "fp4": "#DE94C4", "int8": "#3CCFA4"},
-    other=("#F0E442", "#A5A5FF", "#FF7A9C"),
+               "nf4": "#FF8A3D", "fp4": "#DE94C4", "int8": "#3CCFA4",
+               "int4": "#F0E442", "int3": "#A5A5FF", "int2": "#FF7A9C"},
+    other=("#4DD0E1", "#D2A679", "#B5D96B"),
+    methods=("#56B4E9", "#FF8A3D", "#3CCFA4", "#DE94C4", "#F0E442", "#A5A5FF", "#FF7A9C", "#4DD0E1"),
 )  # fmt: skip
 
-MARKERS = {"bf16": "o", "fp16": "o", "fp32": "o", "nf4": "s", "fp4": "D", "int8": "^"}
+MARKERS = {
+    "bf16": "o", "fp16": "o", "fp32": "o", "nf4": "s", "fp4": "D", "int8": "^", "int4": "v", "int3": "P", "int2": "X",
+}  # fmt: skip
 
-LINES = {"bf16": "-", "fp16": "-", "fp32": "-", "nf4": (0, (5, 1.5)), "fp4": (0, (1, 1)), "int8": (0, (4, 1, 1, 1))}
+LINES: dict[str, Any] = {
+    "bf16": "-", "fp16": "-", "fp32": "-", "nf4": (0, (5, 1.5)), "fp4": (0, (1, 1)), "int8": (0, (4, 1, 1, 1)),
+    "int4": (0, (2.5, 1)), "int3": (0, (6, 1, 1, 1, 1, 1)), "int2": (0, (1, 2.2)),
+}  # fmt: skip
+
+SPARE = ("o", "s", "^", "D", "v", "P", "X", "<")
+UNKNOWN = "*"
 
 Draw = Callable[[Any, StudyData, Sequence[Entry], Mapping[str, Table], Theme], str]
 
@@ -97,22 +112,41 @@ class Line:
     marker: str
     style: Any
     cells: Sequence[CellData]
+    hollow: bool = False
 
 
 def lines_of(data: StudyData, theme: Theme, cells: Sequence[CellData]) -> list[Line]:
-    known = list(dict.fromkeys(cell.precision for cell in data.cells))
+    """One line for each group of cells alike in all but the rank."""
     groups: dict[str, list[CellData]] = {}
     for cell in cells:
         groups.setdefault(cell.series, []).append(cell)
+    return (_by_method if len(data.methods) > 1 else _by_precision)(data, theme, groups)
+
+
+def _by_precision(data: StudyData, theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
+    known = list(dict.fromkeys(cell.precision for cell in data.cells))
     alone = len({group[0].precision for group in groups.values()}) == len(groups)
-    spare = ("o", "s", "^", "D", "v", "P", "X", "*")
     found = []
     for i, (series, group) in enumerate(groups.items()):
         precision = group[0].precision
-        marker = MARKERS.get(precision, "X") if alone else spare[i % len(spare)]
+        marker = MARKERS.get(precision, UNKNOWN) if alone else SPARE[i % len(SPARE)]
         line = LINES.get(precision, "-")
         name = precision if alone else series
         found.append(Line(short(name), precision, colour_of(theme, precision, known), marker, line, group))
+    return found
+
+
+def _by_method(data: StudyData, theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
+    """Colour and marker by method, LoRA first; line style by precision."""
+    order = sorted(data.methods, key=lambda name: name != "lora")
+    names = [f"{group[0].method} {group[0].precision}" for group in groups.values()]
+    found = []
+    for name, (series, group) in zip(names, groups.items(), strict=True):
+        place = order.index(group[0].method)
+        colour, marker = theme.methods[place % len(theme.methods)], SPARE[place % len(SPARE)]
+        line = LINES.get(group[0].precision, "-")
+        shown = name if names.count(name) == 1 else series
+        found.append(Line(short(shown), group[0].precision, colour, marker, line, group, group[0].quantized))
     return found
 
 
@@ -151,8 +185,27 @@ def write(
     axes.annotate(text, at, xytext=offset, textcoords="offset points", va=va, fontsize=8.5, color=theme.ink)
 
 
-def legend(axes: Any, entries: int) -> None:
-    axes.figure.legend(loc="outside lower center", ncols=min(entries, 4 if entries != 3 else 3))
+def legend(figure: Any, handles: Mapping[str, Any]) -> None:
+    """``{name: handle}`` below the figure, in as many columns as fit."""
+    names = list(handles)
+    columns = next((n for n in range(min(len(names), 4), 1, -1) if _width(names, n) <= WIDTH), 1)
+    figure.legend(list(handles.values()), names, loc="outside lower center", ncols=columns)
+
+
+def handles_of(*panels: Any) -> dict[str, Any]:
+    """Each name in the panels' legends once, with its handle."""
+    return {n: h for axes in panels for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
+
+
+def _width(names: Sequence[str], columns: int) -> float:
+    """About how wide a legend is, in inches; it is filled column by column, the first ones with one name more."""
+    rows, more = divmod(len(names), columns)
+    widest, at = 0.0, 0
+    for column in range(columns):
+        until = at + rows + (column < more)
+        widest += 0.55 + 0.07 * max(map(len, names[at:until]))
+        at = until
+    return widest
 
 
 def short(text: str, limit: int = 28) -> str:

@@ -13,42 +13,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from loracle.base.errors import LoracleError, StoreError
+from loracle.report.predictions import Predictions, read_predictions
 from loracle.spec.yaml import read_yaml_file
 from loracle.store.files import read_json, read_jsonl
 from loracle.store.layout import StudyFolder
-from loracle.verdict.confounds import precision_label
+from loracle.verdict.confounds import has_rank, has_targets, precision_label
 from loracle.verdict.evidence import RunScores, StudyEvidence
+from loracle.verdict.scope import method_of
 
 STATES = ("done", "diverged", "oom", "failed", "interrupted")
 NOT_RUN = "not run"
 ALL_STATES = (*STATES, NOT_RUN)
 SIXTEEN_BIT = ("bf16", "fp16", "fp32")
+TASK_METRICS = ("accuracy", "label_accuracy", "f1", "exact_match")
 DEFAULT_QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity")
-TEXT_COLUMNS = ("prompt", "prediction", "reference")
-NO_SCORE = {"item", "loss", "base_loss", "target_tokens", "prediction_ids", *TEXT_COLUMNS}
 
 Record = Mapping[str, Any]
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """predictions.parquet by column. ``scores`` are NaN, ``text`` None where an item was not generated."""
-
-    items: npt.NDArray[np.int64]
-    loss: Floats
-    tokens: npt.NDArray[np.int64]
-    scores: Mapping[str, Floats]
-    text: Mapping[str, Sequence[str | None]]
 
 
 @dataclass(frozen=True)
 class CellData:
-    """One planned cell; ``series`` is its label without the rank: what one line of a figure is about."""
+    """One planned cell; ``series`` is its label without the rank: what one line of a figure is about.
+
+    ``rank`` is None and ``targets`` "" where the method has none.
+    """
 
     id: str
     label: str
@@ -141,15 +130,36 @@ class StudyData:
         count = found.pop() if len(found) == 1 else None
         return 1.0 / count if count else None
 
+    @cached_property
+    def methods(self) -> list[str]:
+        """The methods in the plan's order."""
+        return list(dict.fromkeys(cell.method for cell in self.cells))
+
+    def classifies(self, cell: CellData) -> bool:
+        """Whether the cell's runs have a classification head."""
+        return ((cell.raw.get("config") or {}).get("task") or {}).get("type") == "classification"
+
     def task_metric(self) -> str | None:
-        """The score to show first: label accuracy, else exact match, else none."""
-        for name in ("label_accuracy", "exact_match"):
+        """The score to show first: a head's accuracy, label accuracy, SQuAD's F1, exact match; None without any."""
+        for name in TASK_METRICS:
             if any(self.values(cell.id, name) for cell in self.cells):
                 return name
         return None
 
+    def floor(self) -> tuple[str, float | None]:
+        """What the task metric is where nothing was learned, and its name: chance, or the commonest label."""
+        metric = self.task_metric()
+        if metric == "accuracy":
+            found = {v for cell in self.cells for v in self.values(cell.id, "majority_accuracy")}
+            return "commonest label", found.pop() if len(found) == 1 else None
+        return "chance", self.chance() if metric == "label_accuracy" else None
+
     def evidence(self) -> StudyEvidence:
         """What ``loracle.verdict`` reads."""
+        return self._evidence
+
+    @cached_property
+    def _evidence(self) -> StudyEvidence:
         return StudyEvidence(
             plan=self.plan,
             records=[run.record for run in self.runs if run.record],
@@ -283,45 +293,18 @@ class _Reader:
         self.notes.append(what if where in what else f"{where}: cannot be read ({what})")
 
 
-def read_predictions(path: Path) -> Predictions:
-    """predictions.parquet, ordered by item."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    table = table.take(pc.sort_indices(table, sort_keys=[("item", "ascending")]))
-    rows = {name: table.column(name).to_pylist() for name in table.column_names if name != "prediction_ids"}
-    scores = {name: _floats(values) for name, values in rows.items() if name not in NO_SCORE and _is_score(values)}
-    return Predictions(
-        items=np.asarray(rows["item"], dtype=np.int64),
-        loss=_floats(rows["loss"]),
-        tokens=np.asarray(rows["target_tokens"], dtype=np.int64),
-        scores=scores,
-        text={name: [None if v is None else str(v) for v in rows[name]] for name in TEXT_COLUMNS if name in rows},
-    )
-
-
-def _floats(values: Sequence[Any]) -> Floats:
-    return np.asarray([math.nan if v is None else float(v) for v in values], dtype=np.float64)
-
-
-def _is_score(values: Sequence[Any]) -> bool:
-    """Whether a column holds scores: numbers from 0 to 1, at least one."""
-    known = [v for v in values if v is not None and v == v]
-    return bool(known) and all(isinstance(v, int | float) and 0 <= v <= 1 for v in known)
-
-
 def _cell(raw: Record) -> CellData:
-    rank = raw.get("rank")
+    method = method_of(raw)
+    rank = raw.get("rank") if has_rank(method) else None
     label = str(raw.get("label") or raw["id"])
     parts = [part for part in label.split("-") if rank is None or part != f"r{rank}"]
-    targets = raw.get("targets")
+    targets = raw.get("targets") if has_targets(method) else None
     return CellData(
         id=str(raw["id"]),
         label=label,
         series="-".join(parts) or label,
         precision=precision_label(raw.get("precision")),
-        method=str(raw.get("method") or ""),
+        method=method,
         rank=rank if isinstance(rank, int) else None,
         targets=", ".join(map(str, targets)) if isinstance(targets, list | tuple) else str(targets or ""),
         reference=raw.get("reference"),

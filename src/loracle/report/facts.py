@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, wording
+from loracle.report import answers, grids, grids_parts, wording
 from loracle.report.answers import Example
+from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
 from loracle.report.figures import Figure
 from loracle.report.grids import Grid, Item
 from loracle.report.inert import plain
-from loracle.report.tables import COLUMNS, Table
 from loracle.verdict.entries import Entry
+from loracle.verdict.knowledge import broken, broken_words
 
 VERDICTS = ("supported", "rejected", "undecided", "confounded")
 
@@ -37,6 +38,10 @@ TABLE_NOTES = {
     "memory": "predicted and measured bytes by component, storage named",
     "speed": "time of a step, storage named",
     "learning": "each run: the untrained base, and after tuning",
+    "methods": "each method and precision: quality, cost, and the paired difference from LoRA",
+    "confusion": "classification: which label was taken for which, summed over seeds",
+    "classes": "classification: precision, recall and F1 of each label",
+    "latency": "time to answer one prompt, and to its first token",
     "data_audit": "what was read, dropped, cut and repeated",
 }
 
@@ -72,9 +77,12 @@ class Facts:
     glance: Grid | None
     tally: Sequence[tuple[str, int]]
     basis: Sequence[tuple[str, str]]
+    broken: Sequence[str]
     notes: Sequence[str]
     learned: str
     learning: Sequence[Grid]
+    methods: Sequence[Grid]
+    classes: Sequence[Grid]
     figures: Mapping[str, Figure]
     topics: Mapping[str, Sequence[Group]]
     cells: Grid
@@ -82,6 +90,7 @@ class Facts:
     similarity: Grid | None
     memory: Grid
     speed: Grid
+    latency: Grid | None
     unfinished: Grid | None
     states: Sequence[tuple[str, int]]
     audits: Sequence[Grid]
@@ -112,9 +121,12 @@ def gather(
         glance=_glance(entries, _nulls(tables["similarity_by_layer"])),
         tally=[(v, n) for v in VERDICTS if (n := sum(e["verdict"] == v for e in entries))],
         basis=_basis(data),
+        broken=_broken(data),
         notes=list(_notes(data)),
         learned=grids.learned(data),
         learning=list(grids.learning(data)),
+        methods=grids_parts.methods(data, tables["methods"]),
+        classes=_classes(tables),
         figures={figure.file: figure for figure in figures},
         topics={topic: _groups(entries, questions) for topic, questions in TOPICS.items()},
         cells=grids.cells(data),
@@ -122,6 +134,7 @@ def gather(
         similarity=grids.similarity(tables["similarity_by_layer"]),
         memory=grids.memory(tables["memory"]),
         speed=grids.speed(tables["speed"]),
+        latency=grids_parts.latency(tables["latency"]),
         unfinished=grids.unfinished(data),
         states=[(state, n) for state, n in data.count().items()],
         audits=list(grids.audit_grids(data)),
@@ -136,6 +149,18 @@ def gather(
 def _sentence(entry: Entry) -> Sentence:
     standing = "primary" if entry["primary"] else "exploratory" if entry["exploratory"] else ""
     return Sentence(str(entry["verdict"]), plain(entry["statement"]), standing)
+
+
+def _broken(data: StudyData) -> list[str]:
+    """Precisions that break the base before training, each once for all cells that say it alike."""
+    found = broken(data.evidence())
+    return list(dict.fromkeys(plain(broken_words(data.by_cell[cell].raw, lost)) for cell, lost in found.items()))
+
+
+def _classes(tables: Mapping[str, Table]) -> list[Grid]:
+    """What a classification study adds: confused pairs and labels one by one."""
+    pairs = grids_parts.confused(tables["confusion"])
+    return [*([pairs] if pairs else []), *grids_parts.classes(tables["classes"])]
 
 
 def _why(entries: Sequence[Entry], reasons: Sequence[str]) -> list[str]:
@@ -187,7 +212,7 @@ def _glance(entries: Sequence[Entry], nulls: Mapping[str, float]) -> Grid | None
             beside.setdefault(name, []).extend(v for v in (nulls.get(str(entry["arm"])),) if v is not None)
         rows.setdefault(name, {})[entry["scope"].get("rank")] = entry
     columns: list[Any] = [*ranks, *([None] if any(None in row for row in rows.values()) else [])]
-    heads = [f"rank {rank}" if rank is not None else "all" for rank in columns]
+    heads = [f"rank {rank}" if rank is not None else "no rank" if ranks else "all" for rank in columns]
     grid = [
         [Item(name + _null_words(beside.get(name))), *(_verdict_item(row.get(column)) for column in columns)]
         for name, row in rows.items()
@@ -219,7 +244,7 @@ def _row_name(entry: Entry) -> str:
     scope = entry["scope"]
     name = wording.question(entry["question"])
     if entry["question"] == "task_metric":
-        name = wording.metric(str(entry["metric"])).capitalize()
+        name = wording.headed(str(entry["metric"]))
     rest = [f"{k} {v}" for k, v in scope.items() if k not in ("precision", "rank", "metric") and v is not None]
     bound = _claimed(entry)
     about = plain(", ".join([str(scope.get("precision", "")), *rest])).strip(", ")
@@ -255,6 +280,8 @@ def _subtitle(data: StudyData) -> str:
     parts = [f"{wording.listed(bases)} on {wording.listed(tasks)}" if bases and tasks else wording.listed(bases)]
     precisions = grids.distinct(cell.precision for cell in data.cells)
     parts.append(" against ".join(precisions) if len(precisions) == 2 else ", ".join(precisions))
+    if len(data.methods) > 1:
+        parts.append(", ".join(data.methods))
     if len(data.ranks) > 1:
         parts.append(f"ranks {', '.join(map(str, data.ranks))}")
     parts.append(wording.plural(len(data.seeds), "seed"))
@@ -288,9 +315,9 @@ def _notes(data: StudyData) -> Iterator[str]:
         yield f"With {wording.plural(n, 'seed')} there is no interval over seeds, so nothing about seeds is decided."
     if data.task_metric() is None:
         yield "No task metric was measured: only losses are reported."
-    if data.similarity is None:
+    if data.similarity is None and any(c.reference and c.method == "lora" for c in data.cells):
         yield "The learned updates were not compared (no diagnose/similarity.json)."
-    if data.agreement is None:
+    if data.agreement is None and any(c.reference and not data.classifies(c) for c in data.cells):
         yield "Generations were not compared token by token (no diagnose/agreement.json)."
     if not data.probes:
         yield "Memory and speed were not probed: memory is predicted, and step times are absent."

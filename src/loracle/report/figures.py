@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loracle.report import figures_classes as classes
 from loracle.report import figures_parts as parts
 from loracle.report import figures_quality as quality
 from loracle.report.canvas import DARK, DPI, LIGHT, WIDTH, Draw, NoData, Theme, styled
+from loracle.report.columns import Table
 from loracle.report.evidence import StudyData
-from loracle.report.tables import Table
 from loracle.verdict.entries import Entry
 
 
@@ -36,7 +37,8 @@ FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
         quality.draw_degradation,
     ),
     ("metric_by_rank.png", "Task metric by rank", quality.METRIC_CAPTION, quality.draw_metric),
-    ("loss_curves.png", "Evaluation loss while training", quality.CURVES_CAPTION, quality.draw_curves),
+    ("confusion_matrix.png", "What is taken for what", classes.CONFUSION_CAPTION, classes.draw_confusion),
+    ("loss_curves.png", "Loss while training", quality.CURVES_CAPTION, quality.draw_curves),
     ("weight_similarity_matrix.png", "Likeness by layer", parts.SIMILARITY_CAPTION, parts.draw_similarity),
     ("memory_comparison.png", "Memory by component", parts.MEMORY_CAPTION, parts.draw_memory),
 )

@@ -6,9 +6,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loracle.report.canvas import MARKERS, MAX_PANELS, WIDTH, NoData, Theme, colour_of, heading, pale, short, write
+from loracle.report.canvas import (
+    MARKERS,
+    MAX_PANELS,
+    UNKNOWN,
+    WIDTH,
+    NoData,
+    Theme,
+    colour_of,
+    heading,
+    pale,
+    short,
+    write,
+)
+from loracle.report.columns import COMPONENTS, Table
 from loracle.report.evidence import StudyData, number
-from loracle.report.tables import COMPONENTS, Table, similarity_groups
+from loracle.report.tables import similarity_groups
 from loracle.verdict.similarity import THRESHOLD, layer_profile
 
 MAX_BARS = 10
@@ -45,7 +58,7 @@ def draw_similarity(figure: Any, data: StudyData, entries: Any, tables: Any, the
         )
         x = range(len(profile))
         colour = colour_of(theme, cell.precision, known) if cell else theme.ink
-        marker = MARKERS.get(cell.precision, "X") if cell else "X"
+        marker = MARKERS.get(cell.precision, UNKNOWN) if cell else UNKNOWN
         for at, band in zip(x, profile, strict=True):
             if band.interval:
                 axes.plot([at, at], band.interval, color=colour, linewidth=1.6, solid_capstyle="butt")

@@ -13,6 +13,7 @@ from loracle.report.canvas import (
     Line,
     NoData,
     Theme,
+    handles_of,
     heading,
     legend,
     lines_of,
@@ -49,7 +50,7 @@ def draw_degradation(figure: Any, data: StudyData, entries: Sequence[Entry], tab
     axes.margins(y=0.1)
     axes.set_title("Change in evaluation loss against 16-bit (%)")
     if len(lines) > 1:
-        legend(axes, len(lines))
+        legend(figure, handles_of(axes))
     said = [f"{cell.label} {wording.estimate(found[cell.id])} ({found[cell.id]['verdict']})" for cell in cells]
     return "Change in evaluation loss against 16-bit: " + "; ".join(said)
 
@@ -74,7 +75,7 @@ def _point(axes: Any, x: float, entry: Entry, line: Line, theme: Theme, label: s
 
 METRIC_CAPTION = (
     "Each small dot is a run, each large mark the mean over seeds with its 95% interval. "
-    "Dashed: the base before tuning. Dotted: guessing among the labels."
+    "Dashed: the base before tuning. Dotted: guessing among the labels, or always saying the commonest."
 )
 
 
@@ -100,17 +101,17 @@ def draw_metric(figure: Any, data: StudyData, entries: Any, tables: Any, theme: 
         if label:
             axes.plot(*zip(*centres, strict=True), color=line.colour, linestyle=line.style, linewidth=1.2, alpha=0.8)
         axes.plot(*zip(*centres, strict=True), linestyle="none", marker=line.marker, markersize=7, color=line.colour,
-                  label=line.name)  # fmt: skip
+                  markerfacecolor=_face(axes, line), label=line.name)  # fmt: skip
     _floor(axes, data, lines, f"base_{name}", theme)
     rank_axis(axes, names, label)
     axes.set_ylim(-4, 104)
     axes.set_yticks(range(0, 101, 20))
-    axes.set_title(f"{wording.metric(name).capitalize()} (%)")
-    legend(axes, len(lines) + 2)
+    axes.set_title(f"{wording.headed(name)} (%)")
+    legend(figure, handles_of(axes))
     said = [
         f"{c.label} {wording.fraction(wording.mean(data.values(c.id, name)))}" for line in lines for c in line.cells
     ]
-    return f"{wording.metric(name).capitalize()}, mean over seeds: " + "; ".join(said)
+    return f"{wording.headed(name)}, mean over seeds: " + "; ".join(said)
 
 
 def _floor(axes: Any, data: StudyData, lines: Sequence[Line], base: str, theme: Theme) -> None:
@@ -127,15 +128,16 @@ def _floor(axes: Any, data: StudyData, lines: Sequence[Line], base: str, theme: 
                 axes.axhline(
                     known[line.name], color=line.colour, linewidth=1.2, linestyle=(0, (5, 2)), label=f"{line.name} base"
                 )
-    chance = data.chance()
-    if chance is not None and data.task_metric() == "label_accuracy":
+    name, floor = data.floor()
+    if floor is not None:
         axes.axhline(
-            100 * chance, color=theme.faint, linewidth=1.2, linestyle=(0, (1, 2)), label=f"chance {100 * chance:.3g}%"
+            100 * floor, color=theme.faint, linewidth=1.2, linestyle=(0, (1, 2)), label=f"{name} {100 * floor:.3g}%"
         )
 
 
 CURVES_CAPTION = (
-    "Thin lines are runs, thick lines the mean over seeds. "
+    "Thick lines: evaluation loss, mean over seeds; thin lines are runs. Where methods are compared, points are the "
+    "evaluations and pale lines the training loss (running mean, over seeds), in place of single runs. "
     "Step 0 is the base before tuning, in the run's own precision."
 )
 
@@ -145,16 +147,15 @@ def draw_curves(figure: Any, data: StudyData, entries: Any, tables: Any, theme: 
     cells = [c for c in data.cells if any(len(curves[r.id]) > 1 for r in data.of_cell(c.id))]
     if not cells:
         raise NoData("no run has evaluation points at two steps or more")
-    by_rank = len({c.rank for c in cells}) > 1
-    panels: dict[Any, list[CellData]] = {}
-    for cell in cells:
-        panels.setdefault(cell.rank if by_rank else "", []).append(cell)
-    chosen = sorted(panels, key=lambda p: (p is None, p))[:MAX_PANELS]
+    panels = _panels(cells)
+    by_rank, methods = len(panels) > 1, len(data.methods) > 1
+    chosen = sorted(panels)[:MAX_PANELS]
     columns = 2 if len(chosen) > 1 else 1
     rows = math.ceil(len(chosen) / columns)
     figure.set_size_inches(WIDTH, 3.5 if rows == 1 else 0.7 + 1.75 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     lines = lines_of(data, theme, cells)
+    training = {c.id: _training(data, c) for c in cells} if methods else {}
     for i, panel in enumerate(chosen):
         axes = grid[i // columns][i % columns]
         axes.grid(False, axis="x")
@@ -162,19 +163,42 @@ def draw_curves(figure: Any, data: StudyData, entries: Any, tables: Any, theme: 
             axes.set_title(f"rank {panel}")
         for cell in panels[panel]:
             line = next(x for x in lines if cell in x.cells)
-            _draw_runs(axes, [curves[r.id] for r in data.of_cell(cell.id)], line)
+            _draw_runs(axes, [curves[r.id] for r in data.of_cell(cell.id)], line, training.get(cell.id))
         if i + columns >= len(chosen):
             axes.set_xlabel("step")
             axes.tick_params(labelbottom=True)
-    _loss_axis(grid[0][0], [v for curve in curves.values() for _, v in curve])
+    trained = [v for curve in training.values() for _, v in curve]
+    _loss_axis(grid[0][0], trained + [v for curve in curves.values() for _, v in curve])
     for spare in range(len(chosen), rows * columns):
         grid[spare // columns][spare % columns].set_visible(False)
-    heading(figure, "Evaluation loss (nats per token)", theme)
-    handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3))
+    heading(figure, f"{'Loss' if methods else 'Evaluation loss'} (nats per token)", theme)
+    legend(figure, handles_of(*grid.flat))
     left = f" {len(panels) - len(chosen)} further ranks are in tables/runs.csv." if len(panels) > len(chosen) else ""
     drawn = sum(len(curve) > 1 for curve in curves.values())
-    return f"Evaluation loss against training step for {drawn} runs, by rank and precision.{left}"
+    return f"Evaluation loss against training step for {drawn} runs, by rank, method and precision.{left}"
+
+
+def _panels(cells: Sequence[CellData]) -> dict[int, list[CellData]]:
+    """Cells by rank; those of methods without a rank stand in every panel, to be held against."""
+    ranks = sorted({c.rank for c in cells if c.rank is not None}) or [0]
+    if len(ranks) == 1:
+        return {ranks[0]: list(cells)}
+    return {rank: [c for c in cells if c.rank in (rank, None)] for rank in ranks}
+
+
+def _training(data: StudyData, cell: CellData) -> list[tuple[int, float]]:
+    """(step, training loss) of a cell: mean over its runs, then over a window of a twentieth of the steps."""
+    losses: dict[int, list[float]] = {}
+    for run in data.of_cell(cell.id):
+        for point in run.points:
+            value = number(point.get("loss"))
+            if value is not None:
+                losses.setdefault(point["step"], []).append(value)
+    steps = sorted(losses)
+    means = [math.fsum(losses[s]) / len(losses[s]) for s in steps]
+    half = len(steps) // 40
+    windows = [means[max(0, i - half) : i + half + 1] for i in range(len(steps))]
+    return [(step, math.fsum(window) / len(window)) for step, window in zip(steps, windows, strict=True)]
 
 
 def _loss_axis(axes: Any, values: Sequence[float]) -> None:
@@ -207,13 +231,23 @@ def _curve(data: StudyData, run_id: str) -> list[tuple[int, float]]:
     return sorted(points.items())
 
 
-def _draw_runs(axes: Any, curves: Sequence[Sequence[tuple[int, float]]], line: Line) -> None:
+def _draw_runs(
+    axes: Any, curves: Sequence[Sequence[tuple[int, float]]], line: Line, training: Sequence[tuple[int, float]] | None
+) -> None:
+    """A cell's evaluation curves and their mean; beside ``training`` the points in place of the single curves."""
     drawn = [curve for curve in curves if curve]
-    for curve in drawn:
-        axes.plot(*zip(*curve, strict=True), color=line.colour, linewidth=0.7, alpha=0.5)
+    for curve in drawn if training is None else [training] if training else []:
+        axes.plot(*zip(*curve, strict=True), color=line.colour, linewidth=0.7 if training is None else 1.0, alpha=0.5)
     full = max((len(c) for c in drawn), default=0)
     whole = [dict(c) for c in drawn if len(c) == full]
     steps = sorted(set.intersection(*(set(c) for c in whole))) if whole else []
     means = [sum(c[s] for c in whole) / len(whole) for s in steps]
-    axes.plot(steps, means, color=line.colour, linewidth=2.0, linestyle=line.style, label=line.name)
-    axes.plot(steps[-1:], means[-1:], linestyle="none", marker=line.marker, markersize=5, color=line.colour)
+    if steps:
+        axes.plot(steps, means, color=line.colour, linewidth=2.0, linestyle=line.style, label=line.name)
+    marked = slice(-1, None) if training is None else slice(None)
+    axes.plot(steps[marked], means[marked], linestyle="none", marker=line.marker, markersize=5, color=line.colour,
+              markerfacecolor=_face(axes, line))  # fmt: skip
+
+
+def _face(axes: Any, line: Line) -> Any:
+    return axes.get_facecolor() if line.hollow else line.colour

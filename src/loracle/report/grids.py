@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loracle.report import wording
 from loracle.report.answers import cut
-from loracle.report.evidence import ALL_STATES, RunData, StudyData, number
+from loracle.report.columns import Table
+from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
 from loracle.report.inert import plain
-from loracle.report.tables import Table, audits
+from loracle.report.tables import audits
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,18 @@ def learned(data: StudyData) -> str:
         return "No finished run has both the untrained base's loss and its own."
     below = sum(a < b for b, a in pairs)
     every = "every one" if below == len(pairs) else str(below)
-    text = [
-        f"Of {wording.plural(len(pairs), 'finished run')}, {every} ended below the untrained base in evaluation loss."
-    ]
+    guessing = all(data.classifies(cell) for cell in data.cells)
+    than = "guessing evenly among the labels" if guessing else "the untrained base"
+    text = [f"Of {wording.plural(len(pairs), 'finished run')}, {every} ended below {than} in evaluation loss."]
     name = data.task_metric()
     if name:
         means = [m for c in data.cells if (m := wording.mean(data.values(c.id, name))) is not None]
         base = [v for r in done if (v := r.metric(f"base_{name}")) is not None]
         before = f"; the untrained base has {_span(base)}" if base else ""
-        chance = data.chance()
-        guess = f", guessing among the labels {wording.fraction(chance)}" if chance and name == "label_accuracy" else ""
-        text.append(f"{wording.metric(name).capitalize()} is {_span(means)} by cell{before}{guess}.")
+        words, floor = data.floor()
+        what = "guessing among the labels" if words == "chance" else "always saying the commonest label"
+        guess = f"{',' if before else '; '} {what} {wording.fraction(floor)}" if floor is not None else ""
+        text.append(f"{wording.headed(name)} is {_span(means)} by cell{before}{guess}.")
     return " ".join(text)
 
 
@@ -69,24 +71,30 @@ def learning(data: StudyData) -> Iterator[Grid]:
     for metric in (name, "eval_loss"):
         if metric is None:
             continue
-        chance = data.chance() if metric == "label_accuracy" else None
-        heads = [
-            "cell",
-            *(["chance"] if chance else []),
-            "untrained base",
-            *(f"seed {s}" for s in data.seeds),
-            _mean_head(data),
-        ]
+        floors = _floors(data, metric)
+        heads = ["cell", *floors, *(f"seed {s}" for s in data.seeds), _mean_head(data)]
         rows = []
         for cell in data.cells:
-            base = wording.mean(data.values(cell.id, f"base_{metric}"))
-            row = [Item(cell.label), *([Item(wording.fraction(chance), number=True)] if chance else [])]
-            row.append(Item(wording.by_metric(metric, base), number=True))
+            row = [Item(cell.label), *(Item(value(cell), number=True) for value in floors.values())]
             runs = {r.seed: r for r in data.of_cell(cell.id)}
             row += [_seed_item(runs.get(seed), metric) for seed in data.seeds]
             rows.append([*row, Item(wording.with_interval(metric, data.values(cell.id, metric)), number=True)])
         unit = "" if metric in wording.FRACTIONS else " (nats per token)"
-        yield Grid(f"{wording.metric(metric).capitalize()} by seed{unit}", heads, rows)
+        yield Grid(f"{wording.headed(metric)} by seed{unit}", heads, rows)
+
+
+def _floors(data: StudyData, metric: str) -> dict[str, Callable[[CellData], str]]:
+    """The columns that a metric is set beside: chance, the commonest label, the untrained base."""
+
+    def mean_of(name: str) -> Callable[[CellData], str]:
+        return lambda cell: wording.by_metric(metric, wording.mean(data.values(cell.id, name)))
+
+    if metric == "accuracy":
+        return {"commonest label": mean_of("majority_accuracy")}
+    chance = data.chance() if metric == "label_accuracy" else None
+    floors = {"chance": lambda _: wording.fraction(chance)} if chance else {}
+    classified = metric == "eval_loss" and all(data.classifies(cell) for cell in data.cells)
+    return floors | {"guessing" if classified else "untrained base": mean_of(f"base_{metric}")}
 
 
 def _mean_head(data: StudyData) -> str:
@@ -106,15 +114,8 @@ def _numbers(first: str, *rest: str) -> list[Item]:
 
 
 def cells(data: StudyData) -> Grid:
-    task = data.task_metric()
-    heads = [
-        "cell",
-        "done",
-        "trained parameters",
-        "bits per weight",
-        "evaluation loss",
-        *([wording.metric(task)] if task else []),
-    ]
+    metrics = ["eval_loss", *_task_metrics(data)]
+    heads = ["cell", "done", "trained parameters", "bits per weight", *(wording.metric(name) for name in metrics)]
     rows = []
     for cell in data.cells:
         runs = data.of_cell(cell.id)
@@ -124,7 +125,7 @@ def cells(data: StudyData) -> Grid:
             wording.count(cell.raw.get("trainable_params")),
         ]
         row += [wording.NONE if bits is None else f"{bits:.4g}"]
-        row += [wording.with_interval(m, data.values(cell.id, m)) for m in ("eval_loss", task) if m]
+        row += [wording.with_interval(name, data.values(cell.id, name)) for name in metrics]
         rows.append(_numbers(cell.label, *row))
     return Grid(
         "Results by cell",
@@ -132,6 +133,14 @@ def cells(data: StudyData) -> Grid:
         rows,
         "Means over finished runs, with 95% intervals over seeds where there are three or more.",
     )
+
+
+def _task_metrics(data: StudyData) -> list[str]:
+    """The task metric and the one that is usually given with it."""
+    task = data.task_metric()
+    beside = {"accuracy": "macro_f1", "f1": "exact_match", None: "embedding_cosine"}.get(task)
+    known = beside is not None and any(data.values(cell.id, beside) for cell in data.cells)
+    return [*([task] if task else []), *([beside] if beside is not None and known else [])]
 
 
 def agreement(table: Table) -> Grid | None:

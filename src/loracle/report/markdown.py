@@ -19,6 +19,7 @@ def render(facts: Facts) -> str:
 def _lines(facts: Facts) -> Iterator[str]:
     yield from (f"# {inert(facts.name)}", "", inert(facts.subtitle), "", "## Recommendation", "")
     yield from (f"**{inert(facts.recommendation)}**", "")
+    yield from _bullets(facts.broken)
     yield from _bullets(facts.why)
     yield from _bullets(facts.notes, "> ")
     yield from ("## What is decided, and what is not", "")
@@ -32,6 +33,15 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from _figures(facts, "metric_by_rank.png", "loss_curves.png")
     for grid in facts.learning:
         yield from _grid(grid)
+    if facts.classes:
+        yield from ("## Label by label", "")
+        yield from _figures(facts, "confusion_matrix.png")
+        for grid in facts.classes:
+            yield from _grid(grid)
+    if facts.methods:
+        yield from ("## Methods side by side", "")
+        for grid in facts.methods:
+            yield from _grid(grid)
     yield from ("## What quantization costs", "")
     yield from _figures(facts, "rank_threshold_plot.png")
     yield from _groups(facts.topics["cost"])
@@ -46,6 +56,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from _groups(facts.topics["resources"])
     yield from _grid(facts.memory)
     yield from _grid(facts.speed)
+    if facts.latency is not None:
+        yield from _grid(facts.latency)
     yield from ("## Every planned run", "", ", ".join(f"{n} {state}" for state, n in facts.states) + ".", "")
     if facts.unfinished is not None:
         yield from _grid(facts.unfinished)
@@ -132,7 +144,7 @@ def _figures(facts: Facts, *names: str) -> Iterator[str]:
 def _example(example: Example) -> Iterator[str]:
     yield from (f"### Item {example.item}", "")
     rows = [("prompt", example.prompt)] if example.prompt else []
-    rows.append(("reference", example.reference))
+    rows.append((example.said, example.reference))
     rows += [(f"{label}{f' ({mark})' if mark else ''}", text) for label, text, mark in example.answers]
     for name, text in rows:
         yield f"- {inert(name)}: {inert(text)}"

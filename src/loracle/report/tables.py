@@ -1,91 +1,22 @@
-"""The CSV tables of a report. Columns are fixed (``COLUMNS``); an empty cell is a figure that does not exist.
-
-Rates are fractions of 1, losses nats per token, sizes bytes, times seconds unless a column ends in ``_ms``.
-Intervals (``_low``, ``_high``) are two-sided 95% over seeds (Student's t), empty below three seeds.
-"""
+"""The CSV tables of a report, row by row; their columns are in ``columns.py``."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from loracle.report.columns import CELL_METRICS, COLUMNS, COMPONENTS, LATENCY, RUN_METRICS, Table, named, summary
 from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
-from loracle.report.inert import csv_cell
-from loracle.report.wording import FRACTIONS, mean, t_interval
+from loracle.report.tables_classes import classes, confusion
+from loracle.report.tables_methods import methods
+from loracle.report.wording import mean
 from loracle.verdict.entries import Entry
+from loracle.verdict.knowledge import lost_by
 from loracle.verdict.similarity import layer_profile, null_pairs
 
-RUN_METRICS = (
-    "eval_loss", "train_loss", "perplexity", "exact_match", "label_accuracy", "plain_text_loss",
-    "base_eval_loss", "base_exact_match", "base_label_accuracy", "base_plain_text_loss",
-)  # fmt: skip
-CELL_METRICS = ("eval_loss", "perplexity", "exact_match", "label_accuracy", "plain_text_loss")
-COMPONENTS = (
-    "quantized_weights", "quantization_constants", "other_weights", "adapters", "gradients", "optimizer",
-    "saved_activations", "logits_and_loss", "dequantization_workspace", "rest",
-)  # fmt: skip
 QUALITY = ("degradation", "gain_kept", "task_metric")
 MATCH = 0.95
-
-_CELL = ("cell", "label", "precision", "method", "rank", "targets")
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "runs": (
-        "run", "role", *_CELL, "seed", "status", "reason", *RUN_METRICS, "trainable_params", "total_params",
-        "effective_bits", "steps", "tokens_seen", "wall_s", "cohort_wall_s", "reload_passed", "reload_difference",
-        "adapter_sha256",
-    ),
-    "cells": (
-        *_CELL, "reference", "trainable_params", "total_params", "effective_bits", "planned",
-        *(state.replace(" ", "_") for state in ALL_STATES),
-        *(f"{name}_{part}" for name in CELL_METRICS for part in ("mean", "low", "high", "n")), "wall_s_mean",
-    ),
-    "degradation": (
-        "question", "precision", "rank", "arm", "reference", "metric", "n", "estimate", "low", "high", "level",
-        "margin", "change_percent", "change_low_percent", "change_high_percent", "verdict", "difference", "confounds",
-    ),
-    "similarity_by_layer": (
-        *_CELL, "layer", "n", "cosine_mean", "cosine_low", "cosine_high", "null_mean", "null_min", "null_max",
-        "null_n", "null_same_cell", "l2_mean", "relative_difference_mean", "principal_angle_cosine_mean",
-    ),
-    "agreement": (
-        *_CELL, "reference", "n", "items", "token_match_mean", "token_match_low", "token_match_high", "exact_mean",
-        "at_least_0_95",
-    ),
-    "memory": (
-        *_CELL, "storage", "gradient_checkpointing", "device", "component", "predicted_bytes", "measured_bytes",
-        "reason",
-    ),
-    "speed": (
-        *_CELL, "storage", "gradient_checkpointing", "device", "batch_size", "length", "ms_per_step_median",
-        "ms_per_step_p10", "ms_per_step_p90", "steps_timed", "tokens_per_s", "reason",
-    ),
-    "learning": (
-        "run", *_CELL, "seed", "status", "base_eval_loss", "eval_loss", "eval_loss_change", "chance",
-        "base_label_accuracy", "label_accuracy", "base_exact_match", "exact_match", "base_plain_text_loss",
-        "plain_text_loss",
-    ),
-    "data_audit": ("data", "field", "value"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of raw values under ``COLUMNS[name]``."""
-
-    name: str
-    rows: Sequence[Mapping[str, Any]]
-
-    def to_csv(self) -> str:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(COLUMNS[self.name])
-        for row in self.rows:
-            writer.writerow([csv_cell(row.get(column)) for column in COLUMNS[self.name]])
-        return buffer.getvalue()
 
 
 def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
@@ -99,23 +30,13 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "memory": _memory(data),
         "speed": _speed(data),
         "learning": (_learning(data, run) for run in data.runs if run.role == "run"),
+        "methods": methods(data),
+        "confusion": confusion(data),
+        "classes": classes(data),
+        "latency": _latency(data),
         "data_audit": _audit(data),
     }
     return {name: Table(name, list(found)) for name, found in rows.items()}
-
-
-def named(cell: CellData | None, cell_id: str) -> dict[str, Any]:
-    """The columns that say which cell a row is about."""
-    if cell is None:
-        return {"cell": cell_id}
-    return {
-        "cell": cell.id,
-        "label": cell.label,
-        "precision": cell.precision,
-        "method": cell.method,
-        "rank": cell.rank,
-        "targets": cell.targets,
-    }
 
 
 def _run(data: StudyData, run: RunData) -> dict[str, Any]:
@@ -123,8 +44,9 @@ def _run(data: StudyData, run: RunData) -> dict[str, Any]:
     row = named(data.by_cell.get(run.cell), run.cell) | {"run": run.id, "role": run.role, "seed": run.seed}
     row |= {"status": run.status, "reason": run.reason or None}
     row |= {name: run.metric(name) for name in RUN_METRICS}
-    keys = ("trainable_params", "total_params", "effective_bits", "steps", "tokens_seen", "wall_s", "cohort_wall_s")
-    row |= {key: record.get(key) for key in (*keys, "adapter_sha256")}
+    keys = ("trainable_params", "total_params", "effective_bits", "steps", "stopped_at", "tokens_seen")
+    also = ("wall_s", "cohort_wall_s", "peak_allocated_bytes", "adapter_sha256")
+    row |= {key: record.get(key) for key in (*keys, *also)}
     return row | {"reload_passed": reload.get("passed"), "reload_difference": number(reload.get("difference"))}
 
 
@@ -135,13 +57,8 @@ def _cell_row(data: StudyData, cell: CellData) -> dict[str, Any]:
     row |= {state.replace(" ", "_"): sum(r.status == state for r in runs) for state in ALL_STATES}
     for name in CELL_METRICS:
         row |= summary(name, data.values(cell.id, name))
-    return row | {"wall_s_mean": mean(data.values(cell.id, "wall_s"))}
-
-
-def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """``{name}_mean, _low, _high, _n`` over seeds."""
-    low, high = t_interval(values, fraction=name in FRACTIONS) or (None, None)
-    return {f"{name}_mean": mean(values), f"{name}_low": low, f"{name}_high": high, f"{name}_n": len(values)}
+    row["wall_s_mean"] = mean(data.values(cell.id, "wall_s"))
+    return row | {"knowledge_lost": lost_by(data.evidence(), cell.raw)}
 
 
 def _degradation(data: StudyData, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
@@ -297,6 +214,19 @@ def _learning(data: StudyData, run: RunData) -> dict[str, Any]:
     before, after = row["base_eval_loss"], row["eval_loss"]
     change = after - before if before is not None and after is not None else None
     return row | {"eval_loss_change": change, "chance": data.chance()}
+
+
+def _latency(data: StudyData) -> Iterator[dict[str, Any]]:
+    """Cells whose runs answered one prompt at a time: means over seeds of each run's own figures."""
+    for cell in data.cells:
+        values = {name: data.values(cell.id, name) for name in LATENCY}
+        if not any(values.values()):
+            continue
+        done = data.of_cell(cell.id, done=True)
+        devices = dict.fromkeys(str(d) for r in done if (d := (r.record.get("provenance") or {}).get("device")))
+        row = named(cell, cell.id) | {"device": ", ".join(devices) or None}
+        row["runs"] = max(len(found) for found in values.values())
+        yield row | {name: mean(found) for name, found in values.items()}
 
 
 def audits(data: StudyData) -> dict[str, Mapping[str, Any]]:

@@ -10,10 +10,17 @@ from loracle.verdict import entries
 
 NONE = "–"
 MIN_SEEDS = 3
-FRACTIONS = ("exact_match", "label_accuracy", "base_exact_match", "base_label_accuracy", "token_match")
+FRACTIONS = (
+    "exact_match", "label_accuracy", "base_exact_match", "base_label_accuracy", "token_match", "accuracy", "macro_f1",
+    "weighted_f1", "majority_accuracy", "f1", "base_f1",
+)  # fmt: skip
 METRIC_NAMES = {
     "eval_loss": "evaluation loss",
     "label_accuracy": "label accuracy",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "f1": "F1",
+    "embedding_cosine": "embedding cosine",
     "exact_match": "exact match",
     "plain_text_loss": "plain-text loss",
     "perplexity": "perplexity",
@@ -54,6 +61,12 @@ def question(name: str) -> str:
 
 def metric(name: str) -> str:
     return METRIC_NAMES.get(name, name.replace("_", " "))
+
+
+def headed(name: str) -> str:
+    """A metric's name as a heading: ``Macro F1``."""
+    words = metric(name)
+    return words[:1].upper() + words[1:]
 
 
 def loss(value: float | None) -> str:

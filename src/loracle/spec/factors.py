@@ -111,7 +111,11 @@ def targets_label(targets: str | tuple[str, ...] | list[str]) -> str:
     if isinstance(targets, str):
         return slug(targets, 24)
     single = all(len(t) == 1 for t in targets)
-    return slug(("" if single else "-").join(t.replace("_proj", "") for t in targets), 32)
+    short = [
+        t.removesuffix("_proj") if t.startswith(("q_", "k_", "v_", "o_", "up_", "gate_", "down_")) else t
+        for t in targets
+    ]
+    return slug(("" if single else "-").join(short), 32)
 
 
 def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
@@ -137,5 +141,5 @@ def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
 def cell_from_config(config: Mapping[str, Any]) -> Cell:
     """The cell that a record's or a job's ``config`` describes; what is added there for readers is left aside."""
     own = {key: config[key] for key in Cell.model_fields if key in config}
-    own["base"] = {key: config["base"].get(key) for key in Base.model_fields}
+    own["base"] = {key: config["base"][key] for key in Base.model_fields if key in config["base"]}
     return validate(Cell, tuples(own))

@@ -61,8 +61,22 @@ def override(tree: dict[str, Any], path: str, value: Any) -> None:
     dotted = factor_path(varied, "vary") if varied else _setting_path(path)
     vary = tree.get("vary")
     if isinstance(vary, dict):
+        _check_reach(vary, dotted, path)
         tree["vary"] = {k: v for k, v in vary.items() if k == varied or factor_path(k, "vary") != dotted}
     put(tree, path if varied else dotted, value)
+
+
+def _check_reach(vary: dict[str, Any], dotted: str, path: str) -> None:
+    """Refuse a setting of ``base`` or ``task`` that no cell would get, because each varied one replaces it whole."""
+    section, _, inner = dotted.partition(".")
+    values = vary.get(section) if section in ("base", "task") and inner else None
+    if isinstance(values, list | tuple) and all(_whole(section, value) for value in values):
+        raise SpecError(f"would change nothing: {section} is varied; set {section} or vary.{section}", f"--set {path}")
+
+
+def _whole(section: str, value: Any) -> bool:
+    """Whether a varied ``base`` or ``task`` takes nothing over from the study's own (``factors.apply_factors``)."""
+    return section == "base" or not isinstance(value, dict) or bool({"name", "data"} & set(value))
 
 
 def _setting_path(path: str) -> str:

@@ -10,7 +10,15 @@ import math
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from loracle.base.names import is_safe, suggest
 from loracle.spec.methods import METHODS
@@ -34,10 +42,14 @@ class Spec(BaseModel):
     """Settings added after the first version: left out at their default, so that what they do not touch keeps its identity."""
 
     @model_serializer(mode="wrap")
-    def _dump(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _dump(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         dumped: dict[str, Any] = serialise(self)
+        if info.exclude_unset:  # only what was written is there, and what was written must stay
+            return dumped
         for key in self.later:
-            if key in dumped and getattr(self, key) == type(self).model_fields[key].get_default(call_default_factory=True):
+            if key in dumped and getattr(self, key) == type(self).model_fields[key].get_default(
+                call_default_factory=True
+            ):
                 del dumped[key]
         return dumped
 
@@ -66,8 +78,8 @@ class Task(Spec):
         "generation",
         description="generation: the answer is text; classification: a head of each run's own over the labels (format text_label)",
     )
-    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text", "text_label", "squad"] | None = Field(
-        None, description="how a row reads; guessed from the columns when absent"
+    format: Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text", "text_label", "squad"] | None = (
+        Field(None, description="how a row reads; guessed from the columns when absent")
     )
     columns: dict[str, str] = Field(default_factory=dict, description="{what loracle calls it: what the file calls it}")
     labels: tuple[str, ...] | None = Field(None, description="text_label: the labels, else those seen in training rows")
@@ -235,7 +247,8 @@ class Cell(Spec):
     base: Base = Base()
     task: Task
     precision: Precision | dict[str, Precision] = Field(
-        "bf16", description="fp32, bf16, fp16, nf4, fp4, int8, int4, int3, int2; or {default: nf4, 'h.1.attn.c_proj': bf16}"
+        "bf16",
+        description="fp32, bf16, fp16, nf4, fp4, int8, int4, int3, int2; or {default: nf4, 'h.1.attn.c_proj': bf16}",
     )
     double_quant: bool | None = Field(True, description="quantize the 4-bit constants too")
     block_size: int | None = Field(64, description="weights that share a constant (nf4, fp4, int4, int3, int2)")
@@ -257,7 +270,9 @@ class Cell(Spec):
         if self.adapter.loraplus_ratio != 1 and self.train.optimizer != "adamw":
             raise ValueError(f"adapter.loraplus_ratio: LoRA+ needs train.optimizer: adamw, not {self.train.optimizer}")
         if self.adapter.method == "full" and self.precision_names - UNQUANTIZED:
-            raise ValueError(f"precision: full fine-tuning trains every weight, so none can be {self.default_precision}")
+            raise ValueError(
+                f"precision: full fine-tuning trains every weight, so none can be {self.default_precision}"
+            )
         if self.storage == "dequantized" and self.alone:
             raise ValueError(f"storage: {self.adapter.method} trains through PEFT, in quantized storage only")
         if self.storage == "dequantized" and "int8" in self.precision_names:

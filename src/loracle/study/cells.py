@@ -83,6 +83,7 @@ def concrete(planned: PlannedCell, record: Mapping[str, Any]) -> dict[str, Any]:
     if facts.get("steps"):
         config["train"].update(steps=facts["steps"], epochs=None)
     config["base"] = {
+        **config["base"],
         "model": base.get("resolved") or planned.cell.base.model,
         "revision": base.get("revision"),
         "fingerprint": base.get("fingerprint"),
@@ -97,7 +98,8 @@ def identity(planned: PlannedCell, config: Mapping[str, Any], record: Mapping[st
     base = record["bases"][facts["base"]]
     data = record["data"].get(facts.get("data")) or {}
     fingerprint = base.get("fingerprint")
-    settings = {**config, "base": {"revision": None if fingerprint else planned.cell.base.revision}}
+    own = {key: value for key, value in plain(planned.cell)["base"].items() if key not in ("model", "revision")}
+    settings = {**config, "base": {"revision": None if fingerprint else planned.cell.base.revision, **own}}
     return cell_digest(
         settings, fingerprint or f"unread:{planned.cell.base.model}", data.get("fingerprint") or "unread"
     )

@@ -19,10 +19,10 @@ from loracle.study.cells import PlannedCell, plain
 
 # Members of a cohort have these in common; rank, targets, alpha, dropout, learning rate and schedule are their own.
 SHARED = ("base", "task", "precision", "double_quant", "block_size", "compute_dtype", "storage")
-SHARED_ADAPTER = ("method", "dtype")
+SHARED_ADAPTER = ("method", "dtype", "options", "modules_to_save")
 SHARED_TRAIN = (
     "batch_size", "gradient_accumulation", "gradient_checkpointing", "optimizer", "steps", "epochs", "eval_every",
-    "best_checkpoint", "base_dropout",
+    "best_checkpoint", "base_dropout", "early_stopping",
 )  # fmt: skip
 STARTUP_S = 10.0  # what one more worker process costs: imports, loading, its own evaluation
 DEFAULT_SIZE = {"cpu": 4, "cuda": 16}  # where nothing was measured (`loracle plan` without weights)
@@ -42,8 +42,8 @@ def group_key(planned: PlannedCell) -> str:
     """Equal for cells whose runs may sit in one cohort."""
     config = plain(planned.cell)
     shared = {key: config[key] for key in SHARED}
-    shared["adapter"] = {key: config["adapter"][key] for key in SHARED_ADAPTER}
-    shared["train"] = {key: config["train"][key] for key in SHARED_TRAIN}
+    shared["adapter"] = {key: config["adapter"].get(key) for key in SHARED_ADAPTER}
+    shared["train"] = {key: config["train"].get(key) for key in SHARED_TRAIN}
     return digest(shared)[:12]
 
 
@@ -81,8 +81,10 @@ def divide(loads: Sequence[Load], workers: int) -> list[list[int]]:
 
 def most(planned: PlannedCell, asked: int | str, sizing: dict[str, Any], device: str) -> int:
     """The largest cohort allowed. LLM.int8() picks its outlier columns over the whole batch, so int8 trains alone,
-    but on a CPU, where bitsandbytes quantizes the weights only."""
-    if "int8" in planned.cell.precision_names and device != "cpu":
+    but on a CPU, where bitsandbytes quantizes the weights only. So do PEFT's other methods and full fine-tuning, and a base
+    with dropout of its own, whose stream neighbours would share."""
+    cell = planned.cell
+    if cell.alone or cell.train.base_dropout or ("int8" in cell.precision_names and device != "cpu"):
         return 1
     if isinstance(asked, int):
         return asked

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loracle.base.errors import StoreError
+from loracle.base.extras import require_trackers
 from loracle.spec.study import Study
 from loracle.spec.yaml import write_yaml
 from loracle.store.claims import claim
@@ -31,7 +32,19 @@ from loracle.study.training import Training
 
 Report = Callable[[Path], Path]
 
-OURS = {"study.lock", "study.yaml", "plan.json", "jobs", "data", "cohorts", "runs", "probes", "diagnose", "report"}
+OURS = {
+    "study.lock",
+    "study.yaml",
+    "plan.json",
+    "jobs",
+    "data",
+    "cohorts",
+    "runs",
+    "probes",
+    "diagnose",
+    "tracking",
+    "report",
+}
 
 
 def run_study(
@@ -48,6 +61,7 @@ def run_study(
     Raises ``StoreError`` when another process has the folder, ``SpecError`` or ``LoracleError`` when the study cannot
     be planned, ``Interrupted`` after SIGINT or SIGTERM (resumable).
     """
+    require_trackers(study.run.track)
     layout, machine = StudyFolder(folder), this_machine(study.run.device)
     progress = progress or Silent()
     with _opened(layout, f"study folder {folder}"), contextlib.closing(progress):

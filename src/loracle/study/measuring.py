@@ -63,9 +63,18 @@ def diagnose_pairs(
         cell = cells[runs[b]["cell"]]
         return {"a": a, "b": b, "kind": kind, "rank": cell["rank"], "targets": cell["targets"], "seed": runs[b]["seed"]}
 
-    pairs = [pair(str(a), b, "precision") for a, b in both] + [pair(a, b, "null") for a, b in null]
-    agreement = [{"run": b, "twin": str(a)} for a, b in both if cells[runs[b]["cell"]]["config"]["task"]["generate"]]
+    def config(run: str) -> Mapping[str, Any]:
+        return cells[runs[run]["cell"]]["config"]
+
+    pairs = [pair(str(a), b, "precision") for a, b in both if config(b)["adapter"]["method"] == "lora"]
+    pairs += [pair(a, b, "null") for a, b in null]
+    agreement = [{"run": b, "twin": str(a)} for a, b in both if generates(config(b)["task"])]
     return pairs, agreement
+
+
+def generates(task: Mapping[str, Any]) -> bool:
+    """Whether runs of a task have generated answers to compare."""
+    return bool(task["generate"]) and task.get("type") != "classification"
 
 
 def probes(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: Crew, threads: int) -> None:

@@ -87,10 +87,11 @@ def planned_runs(
 
 
 def null_count(study: Study, cells: Sequence[PlannedCell]) -> dict[str, int]:
-    """Extra runs of each cell for the similarity null: only references of quantized cells have them."""
+    """Extra runs of each cell for the similarity null: only references of quantized cells have them, and only LoRA a ΔW."""
     if not asks(study, "similarity"):
         return {}
-    return {key: study.diagnose.null_runs for key in references(cells).values() if key}
+    lora = {planned.key for planned in cells if not planned.cell.alone}
+    return {key: study.diagnose.null_runs for key in references(cells).values() if key in lora}
 
 
 def _run(planned: PlannedCell, entry: Mapping[str, Any], seed: int, null: int = 0) -> dict[str, Any]:

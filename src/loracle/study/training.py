@@ -49,6 +49,8 @@ class Training:
             "eval_file": (self.plan["data"].get(data) or {}).get("eval_file"),
             "checkpoint_seconds": self.study.run.checkpoint_seconds,
             "reload_items": self.study.run.reload_items,
+            "study": self.study.name,
+            "track": list(self.study.run.track),
         }
         return Job(self.layout.cohort(cohort["id"]), payload, cohort["id"], cohort["threads"], about=cohort)
 

@@ -43,6 +43,8 @@ def examples(tokenizer: Any, rows: Sequence[Row], count: int = 2) -> list[dict[s
     for row in rows[:count]:
         texts = [tokenizer.decode([token]) for token in row.input_ids]
         tokens = [[text, int(label != IGNORE)] for text, label in zip(texts, row.labels, strict=True)]
+        if row.label_id is not None:  # no token is scored; the head reads the label at the last one
+            tokens[-1][1] = 1
         if len(tokens) > _SHOWN:
             tokens = [*tokens[: _SHOWN // 2], ["…", 0], *tokens[-_SHOWN // 2 :]]
         out.append({"item": row.item, "length": len(row.input_ids), "tokens": tokens})

@@ -12,6 +12,8 @@ from loracle.base.log import logger
 from loracle.store.files import SCHEMA, canonical_json, read_json, replacing, write_json
 from loracle.tasks.rows import Row, Tokenized
 
+_LATER = ("label_id", "references")
+
 
 def fingerprint(*parts: Iterable[Row]) -> str:
     """SHA-256 over the rows of each part: every field, in order."""
@@ -19,26 +21,29 @@ def fingerprint(*parts: Iterable[Row]) -> str:
     for rows in parts:
         for row in rows:
             fields = [row.item, row.input_ids, row.labels, row.prompt_ids, row.reference, row.label]
+            # Later fields only where they are set: rows without them keep the fingerprint they always had.
+            fields += [{name: value} for name in _LATER if (value := getattr(row, name)) is not None]
             sha.update(canonical_json(fields) + b"\n")
         sha.update(b"--\n")
     return sha.hexdigest()
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Rows as parquet: item, input_ids, labels, prompt_ids, reference, label."""
+    """Rows as parquet: item, input_ids, labels, prompt_ids, reference, label, label_id, references."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ids = pa.list_(pa.int32())
     kinds = {"item": pa.int64(), "input_ids": ids, "labels": ids, "prompt_ids": ids}
     kinds |= {"reference": pa.string(), "label": pa.string()}
+    kinds |= {"label_id": pa.int32(), "references": pa.list_(pa.string())}
     columns = {name: pa.array([getattr(row, name) for row in rows], type=kind) for name, kind in kinds.items()}
     with replacing(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows written by ``write_rows``."""
+    """Rows written by ``write_rows``, also by a version that knew fewer columns."""
     import pyarrow.parquet as pq
 
     return [Row(**row) for row in pq.read_table(path).to_pylist()]

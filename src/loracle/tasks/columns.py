@@ -24,9 +24,10 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
         "label": ("category", "intent", "sentiment", "class", "label_text", "labels"),
     },
     "text": {"text": ("content", "document", "body")},
+    "squad": {"context": ("passage", "paragraph"), "question": (), "answers": ()},
 }
 OPTIONAL = {"alpaca": {"input"}}
-RESPONSE = {"alpaca": "output", "prompt_completion": "completion", "text_label": "label"}
+RESPONSE = {"alpaca": "output", "prompt_completion": "completion", "text_label": "label", "squad": "answers"}
 
 _FIELD = re.compile(r"\{([A-Za-z_][\w .-]*)\}")
 
@@ -51,7 +52,7 @@ def layout(task: Task, have: Sequence[str], where: str, format: str | None = Non
 
     Raises ``DataError`` for missing columns and for columns that fit no format, ``SpecError`` for a wrong template.
     """
-    kind = task.format or format or guess_format(have, task.columns, where)
+    kind = task.format or format or ("text_label" if task.classifies else guess_format(have, task.columns, where))
     _check_mapping(task, kind)
     lenient = format is not None
     found = {ours: _find(ours, others, task.columns, have, lenient) for ours, others in COLUMNS[kind].items()}
@@ -73,7 +74,7 @@ def layout(task: Task, have: Sequence[str], where: str, format: str | None = Non
 def guess_format(have: Sequence[str], mapping: Mapping[str, str], where: str) -> str:
     """The format whose columns are all there, by our names first and by other usual names second."""
     named = {*have, *(ours for ours, theirs in mapping.items() if theirs in have)}
-    order = ("messages", "sharegpt", "alpaca", "prompt_completion", "text_label", "text")
+    order = ("messages", "sharegpt", "alpaca", "prompt_completion", "text_label", "text", "squad")
     for loose in (False, True):
         for kind in order:
             needed = {k: v for k, v in COLUMNS[kind].items() if k not in OPTIONAL.get(kind, set())}

@@ -1,29 +1,31 @@
 """From a task to tokenized rows: read, drop, draw, split, encode, audit, cache. ``build`` reads from top to bottom.
 
-Not covered: reading (``readers``, ``hub``), what a row means (``columns``, ``formats``), tokens (``chat``, ``encode``).
+Not covered: reading (``sources``, ``readers``, ``hub``), what a row means (``columns``, ``formats``), tokens (``chat``,
+``encode``, ``context``).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loracle.base.errors import DataError, SpecError
 from loracle.spec.study import Task
-from loracle.store.files import digest, file_sha256
+from loracle.store.files import digest
 from loracle.tasks import audit, cache
 from loracle.tasks.chat import plain_segments, template_segments, uses_template
 from loracle.tasks.columns import Layout, layout
-from loracle.tasks.encode import Cut, Encoded, cut, encode, habits
+from loracle.tasks.context import fit
+from loracle.tasks.encode import Cut, cut, encode, habits
 from loracle.tasks.formats import Drop, Parsed, parse
-from loracle.tasks.hub import looks_like_hub_id, read_hub
 from loracle.tasks.library import LIBRARY, load_task
 from loracle.tasks.metrics import label_words
-from loracle.tasks.readers import Table, check_file, file_of, read_jsonl, read_table
+from loracle.tasks.readers import read_jsonl
 from loracle.tasks.rows import Example, Row, Segment, Tokenized
+from loracle.tasks.sources import Source, sources
 from loracle.tasks.split import draw, split
 
 VERSION = 1  # bump when the same task and tokenizer may give other rows
@@ -33,24 +35,10 @@ _SETTINGS = (
     "format", "columns", "labels", "template", "chat_template", "system", "samples", "eval_samples", "eval_fraction",
     "max_length", "split_seed", "generate", "max_new_tokens",
 )  # fmt: skip
+# Later ones, dumped only away from their default (``Task.later``): data made without them keep their key.
+_LATER_SETTINGS = ("type", "train_on_inputs")
 
 Items = list[tuple[int, Example]]
-
-
-@dataclass
-class Source:
-    """A file or hub data set: what identifies its content and, for the hub, the rows (read already)."""
-
-    path: Path | None
-    sha256: str
-    table: Table | None = None
-
-    def read(self) -> Table:
-        """Its rows."""
-        if self.table is None:
-            assert self.path is not None
-            self.table = read_table(self.path)
-        return self.table
 
 
 def build(task: Task, tokenizer: Any, tokenizer_fingerprint: str, cache_root: Path) -> Tokenized:
@@ -68,18 +56,23 @@ def build(task: Task, tokenizer: Any, tokenizer_fingerprint: str, cache_root: Pa
 
     shape, parsed, parsed_eval = _parse(task, train_source, eval_source)
     train, evaluation, notes = _select(task, parsed, parsed_eval)
-    train_cuts, lost = _encode(train, task, tokenizer, notes)
-    eval_cuts, lost_eval = _encode(evaluation, task, tokenizer, notes)
+    train_cuts, lost = _encode(train, task, tokenizer, notes, training=True)
+    eval_cuts, lost_eval = _encode(evaluation, task, tokenizer, notes, training=False)
     _check_targets(train_cuts, eval_cuts, lost, lost_eval, task)
     rows, eval_rows = [c.row for c in train_cuts], [c.row for c in eval_cuts]
     labels = _labels(task, rows) if shape.format == "text_label" else ()
+    unknown = sum(row.label not in labels for row in eval_rows) if labels else 0
+    if task.classifies:
+        rows, eval_rows = _classes(task, labels, rows), _classes(task, labels, eval_rows)
+    cuts = (*train_cuts, *lost, *eval_cuts, *lost_eval)
     notes |= {
         "train_rows": len(rows),
         "eval_rows": len(eval_rows),
-        "truncated": sum(c.truncated for c in (*train_cuts, *lost, *eval_cuts, *lost_eval)),
+        "truncated": sum(c.truncated for c in cuts),
         "truncated_prompts": sum(c.prompt_truncated for c in eval_cuts),
         "zero_target_rows": len(lost) + len(lost_eval),
-        "unknown_eval_labels": sum(row.label not in labels for row in eval_rows) if labels else 0,
+        "unknown_eval_labels": unknown,
+        **({"answers_cut": sum(c.answer_cut for c in cuts)} if shape.format == "squad" else {}),
         "format": shape.format,
         **audit.token_counts(rows),
         "examples": audit.examples(tokenizer, rows),
@@ -99,34 +92,13 @@ def plain_text(tokenizer: Any, max_length: int) -> list[Row]:
     ]
 
 
-def sources(task: Task) -> tuple[Source, Source | None]:
-    """Where training rows come from and, if not from there too, evaluation rows."""
-    assert task.data is not None
-    train = _source(task.data, "task.data", task.subset, task.split)
-    if task.eval is not None:
-        return train, _source(task.eval, "task.eval", task.subset, task.eval_split or "test")
-    if task.eval_split is None:
-        return train, None
-    if train.path is not None:
-        raise SpecError("is for hub data sets; for a file name the evaluation file under task.eval", "task.eval_split")
-    return train, _source(task.data, "task.data", task.subset, task.eval_split)
-
-
-def _source(text: str, where: str, subset: str | None, part: str) -> Source:
-    path = file_of(text)
-    if path is None and not looks_like_hub_id(text):
-        raise DataError(f"'{text}' is neither a file that exists nor the id of a hub data set (org/name)", where)
-    if path is not None:
-        check_file(path)
-        return Source(path, file_sha256(path))
-    found = read_hub(text, subset, part)
-    return Source(None, digest([[str(k), repr(v)] for row in found.rows for k, v in row.items()]), found)
-
-
 def _check(task: Task) -> None:
     if task.data is None:
         raise SpecError("name a file or a hub data set", "task.data")
-    if task.generate and task.format != "text" and task.max_new_tokens >= task.max_length:
+    if task.classifies and task.train_on_inputs:
+        raise SpecError("a classification scores no tokens: it is for generation", "task.train_on_inputs")
+    answers = task.generate and task.format != "text" and not task.classifies
+    if answers and task.max_new_tokens >= task.max_length:
         problem = f"must be below task.max_length ({task.max_length}): prompt and answer share it"
         raise SpecError(problem, "task.max_new_tokens")
 
@@ -138,6 +110,7 @@ def _key(task: Task, train: Source, evaluation: Source | None, tokenizer_fingerp
     ]
     dumped = task.model_dump(mode="json")
     settings = {name: dumped[name] for name in _SETTINGS}
+    settings |= {name: dumped[name] for name in _LATER_SETTINGS if name in dumped}
     return digest({"version": VERSION, "data": parts, "tokenizer": tokenizer_fingerprint, "settings": settings})[:32]
 
 
@@ -200,14 +173,16 @@ def _select(task: Task, parsed: Parsed, parsed_eval: Parsed | None) -> tuple[Ite
     return train, evaluation, notes
 
 
-def _encode(items: Items, task: Task, tokenizer: Any, notes: dict[str, Any]) -> tuple[list[Cut], list[Cut]]:
+def _encode(
+    items: Items, task: Task, tokenizer: Any, notes: dict[str, Any], training: bool
+) -> tuple[list[Cut], list[Cut]]:
     """(rows with scored tokens, rows that the cut left none). Conversations that a template refuses are dropped."""
     templated = any(one.messages for _, one in items) and uses_template(tokenizer, task.chat_template)
     kept: Items = []
     segments: list[Sequence[Segment]] = []
     for item, one in items:
         try:
-            segments.append(_segments(one, tokenizer, templated))
+            segments.append(_segments(one, tokenizer, templated, task.train_on_inputs))
             kept.append((item, one))
         except Drop as reason:
             notes["dropped"][str(reason)] = notes["dropped"].get(str(reason), 0) + 1
@@ -216,15 +191,35 @@ def _encode(items: Items, task: Task, tokenizer: Any, notes: dict[str, Any]) -> 
     habit = habits(tokenizer)
     prefix = (habit.bos,) if templated and habit.bos is not None else habit.prefix
     new = task.max_new_tokens if task.generate else 0
-    found: list[Encoded] = encode(tokenizer, segments, rendered=templated)
-    cuts = [cut(item, one, e, task.max_length, new, prefix) for (item, one), e in zip(kept, found, strict=True)]
-    return [c for c in cuts if c.row.target_tokens], [c for c in cuts if not c.row.target_tokens]
+    cuts = []
+    for (item, one), whole in zip(kept, encode(tokenizer, segments, rendered=templated), strict=True):
+        fitted = fit(tokenizer, one, whole, task.max_length, new, training)
+        made = cut(item, one, fitted.encoded, task.max_length, new, prefix)
+        cuts.append(made if not fitted.shortened else made.after(fitted.answer_cut))
+    learned = [bool(c.row.input_ids) if task.classifies else c.row.target_tokens > 0 for c in cuts]
+    pairs = list(zip(cuts, learned, strict=True))
+    return [c for c, useful in pairs if useful], [c for c, useful in pairs if not useful]
 
 
-def _segments(one: Example, tokenizer: Any, templated: bool) -> Sequence[Segment]:
-    if not one.messages:
-        return one.segments
-    return template_segments(tokenizer, one.messages) if templated else plain_segments(one.messages)
+def _segments(one: Example, tokenizer: Any, templated: bool, score_all: bool = False) -> Sequence[Segment]:
+    """The example in segments; ``score_all``: prompts are scored like answers (``task.train_on_inputs``)."""
+    found: Sequence[Segment] = one.segments
+    if one.messages:
+        found = template_segments(tokenizer, one.messages) if templated else plain_segments(one.messages)
+    return [segment._replace(scored=True) for segment in found] if score_all else found
+
+
+def _classes(task: Task, labels: tuple[str, ...], rows: Sequence[Row]) -> list[Row]:
+    """Rows with their label's number; those whose label nothing can have taught are left out (evaluation only)."""
+    if len(labels) < 2:
+        raise DataError(f"a classification needs two labels, the training rows have {len(labels)}", task.data or "")
+    numbers = {label: number for number, label in enumerate(labels)}
+    known = [row for row in rows if row.label in numbers]
+    if not known:
+        raise DataError(
+            "none of the evaluation rows has a label that the training rows have", task.eval or task.data or ""
+        )
+    return [replace(row, label_id=numbers[row.label or ""]) for row in known]
 
 
 def _check_targets(train: list[Cut], evaluation: list[Cut], lost: list[Cut], lost_eval: list[Cut], task: Task) -> None:

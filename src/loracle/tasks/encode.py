@@ -7,7 +7,7 @@ the final eos stays scored. A bos stands in front only where the tokenizer puts 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loracle.base.errors import ModelError
@@ -28,11 +28,13 @@ class Habits:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example in full: ``input_ids`` and ``labels`` of one length; ``prompt`` tokens precede the last answer."""
+    """One example in full: ``input_ids`` and ``labels`` of one length; ``prompt`` tokens precede the last answer;
+    ``context`` is where the tokens of the context segment begin and end."""
 
     input_ids: list[int]
     labels: list[int]
     prompt: int | None
+    context: tuple[int, int] | None = None
 
 
 def habits(tokenizer: Any) -> Habits:
@@ -67,18 +69,20 @@ def _join(
     ids = [] if rendered else list(habit.prefix)
     labels = [IGNORE] * len(ids)
     prompt: int | None = None
-    for i, (text, scored, end) in enumerate(segments):
+    context: tuple[int, int] | None = None
+    for i, (text, scored, end, is_context) in enumerate(segments):
         piece = texts[text, i > 0]
         if i == 0 and rendered:
             piece = _one_bos(piece, habit.bos)
         if end and habit.eos is not None:
             piece = [*piece, habit.eos]
         prompt = len(ids) if scored and i > 0 else prompt
+        context = (len(ids), len(ids) + len(piece)) if is_context else context
         ids += piece
         labels += piece if scored else [IGNORE] * len(piece)
     if labels:
         labels[0] = IGNORE  # nothing comes before it that could predict it
-    return Encoded(ids, labels, prompt)
+    return Encoded(ids, labels, prompt, context)
 
 
 def _one_bos(ids: list[int], bos: int | None) -> list[int]:
@@ -112,11 +116,17 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A row at its final length, and what was cut: the row at ``max_length``, the prompt so that an answer fits."""
+    """A row at its final length, and what was cut: the row at ``max_length``, the prompt so that an answer fits, the answer
+    out of its context."""
 
     row: Row
     truncated: bool
     prompt_truncated: bool
+    answer_cut: bool = False
+
+    def after(self, answer_cut: bool) -> Cut:
+        """This cut of a row whose context had given way before."""
+        return replace(self, truncated=True, prompt_truncated=True, answer_cut=answer_cut)
 
 
 def cut(
@@ -140,5 +150,6 @@ def cut(
         prompt_ids=prompt_ids,
         reference=example.reference,
         label=example.label,
+        references=list(example.references) if example.references is not None else None,
     )
     return Cut(row, len(encoded.input_ids) > max_length, short)

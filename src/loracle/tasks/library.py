@@ -43,7 +43,21 @@ def load_task(task: Task) -> Task:
         entry = {key: value for key, value in entry.items() if key not in _OF_ITS_DATA}
     elif "eval" in explicit:
         entry.pop("eval_split", None)
-    return validate(Task, tuples({**entry, **explicit}), "task")
+    merged = {**entry, **explicit}
+    if entry.get("template") is not None:
+        merged["template"] = _template(merged, entry)
+    return validate(Task, tuples(merged), "task")
+
+
+def _template(merged: dict[str, Any], entry: dict[str, Any]) -> str | None:
+    """The entry's template asks for an answer: a classification head reads the text alone, or a template of the user's.
+
+    A task merged as a classification and varied to a generation afterwards gets the entry's back.
+    """
+    written: str | None = merged["template"]
+    if merged.get("type") == "classification":
+        return None if written == entry["template"] else written
+    return entry["template"] if written is None and entry.get("type") == "classification" else written
 
 
 def _explicit(task: Task) -> dict[str, Any]:
@@ -51,13 +65,13 @@ def _explicit(task: Task) -> dict[str, Any]:
 
     A task merged before has the entry's description: all of it is explicit then.
     """
-    dumped = task.model_dump()
-    if task.model_fields_set != set(Task.model_fields):
-        return {key: dumped[key] for key in task.model_fields_set}
-    if task.description is not None:
-        return dumped
     defaults = {key: field.get_default(call_default_factory=True) for key, field in Task.model_fields.items()}
-    return {key: value for key, value in dumped.items() if value != defaults[key] or key == "name"}
+    whole = {**defaults, **task.model_dump()}  # a dump leaves out later settings that stand at their default
+    if set(Task.model_fields) - Task.later - task.model_fields_set:
+        return {key: whole[key] for key in task.model_fields_set}
+    if task.description is not None:
+        return whole
+    return {key: value for key, value in whole.items() if value != defaults[key] or key == "name"}
 
 
 def _entry(name: str) -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""Scores of text generations, each 0 or 1 for one item. No torch."""
+"""Scores of text generations, item by item, and of classifications. No torch."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from loracle.spec.study import Task
+from loracle.tasks import squad
+from loracle.tasks.rows import Row
 
 
 def label_words(label: str) -> str:
@@ -42,9 +46,60 @@ def label_accuracy(prediction: str, label: str, labels: Sequence[str]) -> bool:
     return found is not None and _plain(found) == _plain(label)
 
 
+def scores_of(format: str, text: str, row: Row, labels: Sequence[str]) -> dict[str, float]:
+    """Every score of one generation (names and order: ``score_names``), each between 0 and 1.
+
+    ``format`` and ``labels`` are those of ``Tokenized``. A SQuAD answer is held against all of the row's references, as
+    the official script does; other formats against the one reference, letter by letter.
+    """
+    if format == "squad":
+        answers = row.references or [row.reference or ""]
+        return {"exact_match": float(squad.exact_match(text, answers)), "f1": squad.f1(text, answers)}
+    found = {"exact_match": float(exact_match(text, row.reference or ""))}
+    if format == "text_label":
+        found["label_accuracy"] = float(label_accuracy(text, row.label or "", labels))
+    return found
+
+
 def score_names(task: Task, format: str | None = None) -> tuple[str, ...]:
-    """The scores that a task's generations get; ``format`` is ``Tokenized.format``, for a task without one."""
+    """The scores that a task's items get; ``format`` is ``Tokenized.format``, for a task without one."""
     kind = task.format or format
+    if task.classifies:
+        return ("accuracy",)
     if not task.generate or kind in (None, "text"):
         return ()
-    return ("exact_match", "label_accuracy") if kind == "text_label" else ("exact_match",)
+    return ("exact_match", *{"text_label": ("label_accuracy",), "squad": ("f1",)}.get(str(kind), ()))
+
+
+def classification_scores(predicted: Sequence[int], true: Sequence[int], labels: int) -> dict[str, float]:
+    """``accuracy``, ``macro_f1`` and ``weighted_f1`` of label numbers below ``labels``, fractions of 1.
+
+    F1 is that of scikit-learn over all labels; a label that is neither predicted nor true counts 0 in the macro mean.
+    """
+    from sklearn.metrics import f1_score
+
+    _check_numbers(predicted, true)
+    every: dict[str, Any] = {"labels": range(labels), "zero_division": 0}
+    return {
+        "accuracy": sum(p == t for p, t in zip(predicted, true, strict=True)) / len(true),
+        "macro_f1": float(f1_score(true, predicted, average="macro", **every)),
+        "weighted_f1": float(f1_score(true, predicted, average="weighted", **every)),
+    }
+
+
+def confusion_matrix(predicted: Sequence[int], true: Sequence[int], labels: int) -> list[list[int]]:
+    """``[C][C]`` counts: row the true label, column the predicted one."""
+    _check_numbers(predicted, true)
+    counts = Counter(zip(true, predicted, strict=True))
+    return [[counts[row, column] for column in range(labels)] for row in range(labels)]
+
+
+def majority_accuracy(true: Sequence[int]) -> float:
+    """The share of the commonest label: what answering nothing else would score."""
+    _check_numbers(true, true)
+    return Counter(true).most_common(1)[0][1] / len(true)
+
+
+def _check_numbers(predicted: Sequence[int], true: Sequence[int]) -> None:
+    if not len(true) or len(predicted) != len(true):
+        raise ValueError(f"{len(predicted)} predictions for {len(true)} labels: as many, and at least one, are needed")

@@ -15,6 +15,7 @@ from typing import Any
 
 from loracle.base.errors import DataError
 from loracle.base.names import nearest
+from loracle.tasks.squad import is_squad, squad_rows
 
 RawRow = dict[str, Any]
 
@@ -81,7 +82,7 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
             where = f"{path}:{number}"
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"not valid JSON ({_problem(error)})", where) from None
             if not isinstance(row, dict):
                 raise DataError(f"a row must be a JSON object, this is {_kind(row)}", where)
@@ -89,7 +90,7 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
 
 
 def read_json(path: Path) -> Iterator[RawRow]:
-    """A JSON list of objects, or ``{"data": [objects]}``."""
+    """A JSON list of objects, or ``{"data": [objects]}``; SQuAD's nested file gives one row a question."""
     text = path.read_text(encoding="utf-8-sig")
     if not text.strip():
         raise DataError("the file is empty", str(path))
@@ -98,8 +99,11 @@ def read_json(path: Path) -> Iterator[RawRow]:
     except json.JSONDecodeError as error:
         hint = "; one object a line? then name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"not valid JSON ({error.msg}, column {error.colno}){hint}", f"{path}:{error.lineno}") from None
-    except RecursionError:
-        raise DataError("nested too deeply", str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON that can be read ({_problem(error)})", str(path)) from None
+    if is_squad(value):
+        yield from squad_rows(value, path)
+        return
     start = 0
     if isinstance(value, dict):
         if not isinstance(value.get("data"), list):
@@ -193,7 +197,10 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
 
 
 def _problem(error: Exception) -> str:
-    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    # json's other ValueError: an integer of more digits than Python reads
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number too long"
 
 
 def _kind(value: Any) -> str:

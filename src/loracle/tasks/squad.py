@@ -83,29 +83,45 @@ def score_predictions(questions: Mapping[str, Question], predictions: Mapping[st
 
 def read_squad(path: Path) -> dict[str, Question]:
     """The questions of a SQuAD v1.1 file by id, in its order; ``DataError`` names the file and the dotted path."""
-    questions: dict[str, Question] = {}
-    for where, context, entry in _entries(path):
-        id = _get(entry, "id", str, where)
-        if id in questions:
-            raise DataError(f"'{id}' stands twice in the file", f"{where}.id")
-        answers = _get(entry, "answers", list, where)
-        if not answers:
-            raise DataError(
-                "holds no answer: SQuAD v1.1 has one for every question, v2.0 is not read", f"{where}.answers"
-            )
-        texts = tuple(_get(answer, "text", str, f"{where}.answers.{i}") for i, answer in enumerate(answers))
-        questions[id] = Question(context, _get(entry, "question", str, where), texts)
+    found = _load(path)
+    if not isinstance(found, dict) or not isinstance(found.get("data"), list):
+        raise DataError('not a SQuAD file: an object with a list under "data" is needed', str(path))
+    questions = {
+        row["id"]: Question(row["context"], row["question"], tuple(answer["text"] for answer in row["answers"]))
+        for row in squad_rows(found, path)
+    }
     if not questions:
         raise DataError("holds no questions", str(path))
     return questions
 
 
-def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
+def is_squad(value: Any) -> bool:
+    """Whether parsed JSON is SQuAD's nesting of articles and paragraphs."""
+    articles = value.get("data") if isinstance(value, dict) else None
+    return isinstance(articles, list) and any(isinstance(a, dict) and "paragraphs" in a for a in articles)
+
+
+def squad_rows(value: Any, path: Path) -> Iterator[dict[str, Any]]:
+    """One row a question, ``{id, context, question, answers: [{text, …}]}``, of parsed SQuAD v1.1 JSON in its order."""
+    seen: set[str] = set()
+    for where, context, entry in _entries(value, path):
+        id = _get(entry, "id", str, where)
+        if id in seen:
+            raise DataError(f"'{id}' stands twice in the file", f"{where}.id")
+        seen.add(id)
+        answers = _get(entry, "answers", list, where)
+        if not answers:
+            raise DataError(
+                "holds no answer: SQuAD v1.1 has one for every question, v2.0 is not read", f"{where}.answers"
+            )
+        for i, answer in enumerate(answers):
+            _get(answer, "text", str, f"{where}.answers.{i}")
+        yield {"id": id, "context": context, "question": _get(entry, "question", str, where), "answers": answers}
+
+
+def _entries(value: Any, path: Path) -> Iterator[tuple[str, str, Any]]:
     """(where, context, entry) of every question; where is the file and the dotted path."""
-    found = _load(path)
-    if not isinstance(found, dict) or not isinstance(found.get("data"), list):
-        raise DataError('not a SQuAD file: an object with a list under "data" is needed', str(path))
-    for i, article in enumerate(found["data"]):
+    for i, article in enumerate(value["data"]):
         at_article = f"{path}: data.{i}"
         for j, paragraph in enumerate(_get(article, "paragraphs", list, at_article)):
             at_paragraph = f"{at_article}.paragraphs.{j}"

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 
 from loracle.adapters.batch import CohortBatch, Row, make_batch
-from loracle.adapters.cohort import Cohort
 from loracle.adapters.forward import token_losses
+from loracle.adapters.trainee import Trainee
 from loracle.spec.study import Train
 from loracle.store.files import finite, read_jsonl, write_text
 from loracle.train.checkpoint import Checkpoint
 from loracle.train.optimizer import BitsAndBytesAdamW, make_optimizer
 from loracle.train.order import DataOrder
+from loracle.train.patience import Patience
+from loracle.train.scaling import LossScale
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class FitSettings:
     metrics: tuple[Path, ...] = ()
     eval_every: int | None = None
     best_checkpoint: bool = False
+    early_stopping: int | None = None
+    loss_scaling: bool = False
     checkpoint_seconds: float = 30.0
 
 
@@ -49,17 +53,17 @@ class Fit:
 
     def __init__(
         self,
-        model: Any,
-        cohort: Cohort,
+        cohort: Trainee,
         rows: Sequence[Row],
         trains: Sequence[Train],
         order_seeds: Sequence[int],
         settings: FitSettings,
     ) -> None:
-        self.model, self.cohort, self.rows, self.settings = model, cohort, rows, settings
+        self.cohort, self.rows, self.settings = cohort, rows, settings
         self.device = cohort.flat.data.device
-        members = len(cohort.members)
+        members = cohort.size
         self.optimizer = make_optimizer(cohort.flat, trains, settings.steps)
+        self.scale = LossScale(members, self.device, settings.loss_scaling)
         self.orders = [DataOrder(seed, len(rows)) for seed in order_seeds]
         self.done_steps = 0
         self.losses = torch.zeros(settings.steps, members, dtype=torch.float64, device=self.device)
@@ -70,6 +74,7 @@ class Fit:
         self.best_loss = torch.full((members, 1), float("inf"), dtype=torch.float64)
         self.best_data = torch.zeros_like(cohort.flat.data) if settings.best_checkpoint else None
         self.best_step = [0] * members
+        self.patience = Patience(members, settings.early_stopping)
         self.elapsed_s = 0.0
         self._flushed = 0
         self._flushed_evaluations = 0
@@ -86,20 +91,19 @@ class Fit:
 
     def step(self, step: int, batches: Sequence[CohortBatch]) -> None:
         """Forward, backward and update of optimizer step ``step``; nothing is read back to the host."""
-        state = self.cohort.state
-        state.training = True
-        state.step.fill_(step)
+        self.cohort.begin_step(step)
         self.cohort.flat.zero_grad()
         counts = torch.stack([batch.tokens for batch in batches]).sum(0)
         weights = counts.clamp(min=1).double().reciprocal().to(self.cohort.flat.data.dtype).to(self.device)
-        total = torch.zeros(len(self.cohort.members), dtype=torch.float64, device=self.device)
+        total = torch.zeros(self.cohort.size, dtype=torch.float64, device=self.device)
         for number, batch in enumerate(batches):
-            state.first_row = number * self.settings.batch_size
-            losses = token_losses(self.model, batch.to(self.device)).sum(1) * weights
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            self.cohort.state.first_row = number * self.settings.batch_size
+            placed = batch.to(self.device)
+            losses = token_losses(self.cohort.logits(placed), placed).sum(1) * weights
+            (self.scale.of(losses) + self.cohort.penalty()).sum().backward()  # type: ignore[no-untyped-call]
             total += losses.detach()
-        state.training = False
-        self.norms[step] = self.optimizer.step(step, total)
+        self.norms[step] = self.optimizer.step(step, total, self.scale)
+        self.cohort.end_step(step)
         self.losses[step] = total
         self.tokens[step] = counts
         frozen = ~self.optimizer.active.squeeze(1) & (self.diverged_at < 0)
@@ -116,7 +120,7 @@ class Fit:
         before = self.elapsed_s
         if self.done_steps == 0 and s.eval_every and not self.evaluations:
             self._evaluate(evaluate)
-        while self.done_steps < s.steps:
+        while self.done_steps < s.steps and not self.patience.all_stopped:
             step = self.done_steps
             self.step(step, self.batches(step))
             self.done_steps = step + 1
@@ -128,17 +132,22 @@ class Fit:
                 loss = float(self.losses[step].nanmean())
                 progress({"phase": "train", "step": self.done_steps, "steps": s.steps, "loss": loss})
                 last_word = now
-            if stop() or now - last_save >= s.checkpoint_seconds or self.done_steps == s.steps:
+            ended = self.done_steps == s.steps or self.patience.all_stopped
+            if stop() or now - last_save >= s.checkpoint_seconds or ended:
                 self.flush()
                 save(self.checkpoint())
                 last_save = time.monotonic()
-                if stop() and self.done_steps < s.steps:
+                if stop() and not ended:
                     return False
         return True
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         values = list(evaluate())
         self.evaluations.append((self.done_steps, values))
+        if self.patience.limit is not None:
+            gone = (self.diverged_at >= 0).tolist()
+            stopped = self.patience.after(self.done_steps, values, gone)
+            self.optimizer.stopped |= torch.tensor(stopped, device=self.device).unsqueeze(1)
         if self.best_data is None:
             return
         losses = torch.tensor(values, dtype=torch.float64).unsqueeze(1)
@@ -148,6 +157,15 @@ class Fit:
         self.best_step = [
             self.done_steps if b else old for b, old in zip(better.squeeze(1).tolist(), self.best_step, strict=True)
         ]
+
+    def taken(self, k: int) -> int:
+        """Optimizer steps that member ``k`` has taken: fewer than the cohort's where it was stopped early."""
+        stopped = self.patience.stopped_at[k]
+        return self.done_steps if stopped is None else stopped
+
+    def tokens_seen(self, k: int) -> int:
+        """Scored tokens that member ``k`` was trained on."""
+        return int(self.tokens[: self.taken(k), k].sum())
 
     def finish(self) -> None:
         """Put the adapters that count in place: the best ones where that was asked for."""
@@ -175,7 +193,12 @@ class Fit:
                     },
                 )
                 for s in new
-            ] + [(step, 1, {"step": step, "eval_loss": values[k]}) for step, values in evaluations]
+                if s < self.taken(k)
+            ] + [
+                (step, 1, {"step": step, "eval_loss": values[k]})
+                for step, values in evaluations
+                if step <= self.taken(k)
+            ]
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as handle:
                 for _, _, line in sorted(lines, key=lambda item: item[:2]):
@@ -192,6 +215,7 @@ class Fit:
             "diverged_at": self.diverged_at,
             "best_loss": self.best_loss,
         }
+        tensors |= {f"scale.{name}": value for name, value in self.scale.tensors().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
         if self.best_data is not None:
             tensors["best_data"] = self.best_data
@@ -199,6 +223,7 @@ class Fit:
             "identity": self.settings.identity,
             "evaluations": self.evaluations,
             "best_step": self.best_step,
+            "patience": self.patience.as_state(),
             "elapsed_s": self.elapsed_s,
         }
         return Checkpoint(self.done_steps, tensors, state)
@@ -213,6 +238,7 @@ class Fit:
         self.done_steps = checkpoint.step
         self.evaluations = [(int(step), list(values)) for step, values in checkpoint.state["evaluations"]]
         self.best_step = list(checkpoint.state["best_step"])
+        self.patience.restore(checkpoint.state["patience"])
         self.elapsed_s = float(checkpoint.state["elapsed_s"])
         self._flushed, self._flushed_evaluations = self.done_steps, len(self.evaluations)
         for path in self.settings.metrics:

@@ -16,6 +16,7 @@ from torch import nn
 from loracle.adapters.flat import FlatParameters
 from loracle.base.errors import SpecError
 from loracle.spec.study import Train
+from loracle.train.scaling import LossScale
 from loracle.train.schedule import learning_rates
 
 
@@ -26,7 +27,10 @@ class CohortOptimizer:
         self.flat = flat
         self.trains, self.steps = list(trains), steps
         self.rates = [learning_rates(t, steps) for t in trains]
-        self.active = torch.ones(len(trains), 1, dtype=torch.bool, device=flat.data.device)
+        self.active = torch.ones(len(trains), 1, dtype=torch.bool, device=flat.data.device)  # finite so far
+        self.stopped = torch.zeros_like(self.active)  # taken out by early stopping
+        self.stepping = self.active.clone()  # whose parameters this step changes
+        self.scaled = False
         self.max_norm = self.column([t.max_grad_norm if t.max_grad_norm is not None else float("inf") for t in trains])
 
     def column(self, values: Sequence[float]) -> torch.Tensor:
@@ -34,15 +38,19 @@ class CohortOptimizer:
         return torch.tensor(values, dtype=torch.float64).to(self.flat.data.dtype).to(self.flat.data.device).unsqueeze(1)
 
     @torch.no_grad()
-    def step(self, step: int, losses: torch.Tensor) -> torch.Tensor:
+    def step(self, step: int, losses: torch.Tensor, scale: LossScale) -> torch.Tensor:
         """One update from the flat gradient; returns the gradient norms ``[K]`` before clipping.
 
         A member whose loss (``losses: [K]``) or gradient is not finite is frozen from this step on: its parameters stay as
-        they were.
+        they were. One whose gradient overflows under its loss scale skips the step.
         """
         grad = self.flat.grad
+        self.scaled = scale.on
+        scale.undo(grad)
         norms = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
-        self.active &= torch.isfinite(norms) & torch.isfinite(losses).unsqueeze(1)
+        skips = scale.update(losses, norms.squeeze(1)).unsqueeze(1)
+        self.active &= skips | (torch.isfinite(norms) & torch.isfinite(losses).unsqueeze(1))
+        self.stepping = self.active & ~self.stopped & ~skips
         grad.mul_((self.max_norm / (norms + 1e-6)).clamp_(max=1.0))
         self.update(step)
         return norms.squeeze(1)
@@ -53,7 +61,7 @@ class CohortOptimizer:
             raise SpecError("LoRA+ needs train.optimizer: adamw", "adapter.loraplus_ratio")
 
     def update(self, step: int) -> None:
-        """Change the active members' parameters by the clipped gradient."""
+        """Change the stepping members' parameters by the clipped gradient."""
         raise NotImplementedError
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -84,23 +92,31 @@ class CohortAdamW(CohortOptimizer):
             return
         self.b_tables = self._device_tables(ratios)
         sizes = [parameter[0].numel() for pair in self.flat.pairs for parameter in pair]
-        which = torch.tensor([False, True] * len(self.flat.pairs))
+        which = torch.tensor([False, True] * len(self.flat.pairs) + [False])
+        sizes.append(self.flat.data.shape[1] - sum(sizes))  # a classification head learns at the rate of A
         self.is_b = which.repeat_interleave(torch.tensor(sizes)).to(self.flat.data.device)
 
     def update(self, step: int) -> None:
-        """``torch.optim.AdamW``'s step; members that are frozen keep their parameters."""
+        """``torch.optim.AdamW``'s step; members that do not step keep their parameters and their moments."""
         grad, data = self.flat.grad, self.flat.data
         decay, denominator, size = self.tables[step]
         if self.b_tables is not None and self.is_b is not None:
             decay = torch.where(self.is_b, self.b_tables[step, 0], decay)  # [K, P]
             size = torch.where(self.is_b, self.b_tables[step, 2], size)
-        self.exp_avg.lerp_(grad, self.one_minus_beta1)
-        self.exp_avg_sq.mul_(self.beta2).add_(grad * grad * self.one_minus_beta2)
+        if self.scaled:  # a moment never sees an overflow
+            grad = torch.where(self.stepping, grad, 0.0)
+        self.exp_avg.lerp_(grad, torch.where(self.stepping, self.one_minus_beta1, 0.0))
+        self.exp_avg_sq.mul_(torch.where(self.stepping, self.beta2, 1.0)).add_(grad * grad * self.one_minus_beta2)
         root = (self.exp_avg_sq.sqrt() / denominator).add_(self.epsilon)
-        data.copy_(torch.where(self.active, data * decay - size * (self.exp_avg / root), data))
+        data.copy_(torch.where(self.stepping, data * decay - size * (self.exp_avg / root), data))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {"active": self.active, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return {
+            "active": self.active,
+            "stopped": self.stopped,
+            "exp_avg": self.exp_avg,
+            "exp_avg_sq": self.exp_avg_sq,
+        }
 
 
 class BitsAndBytesAdamW(CohortOptimizer):
@@ -133,14 +149,14 @@ class BitsAndBytesAdamW(CohortOptimizer):
             self.inner.init_state(self.inner.param_groups[k], row, k, 0)
 
     def update(self, step: int) -> None:
-        """One step of every active member."""
-        for k, active in enumerate(self.active.squeeze(1).tolist()):
+        """One step of every stepping member."""
+        for k, stepping in enumerate(self.stepping.squeeze(1).tolist()):
             self.inner.param_groups[k]["lr"] = self.rates[k][step]
-            self.rows[k].grad = self.flat.grad[k] if active else None
+            self.rows[k].grad = self.flat.grad[k] if stepping else None
         self.inner.step()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        found = {"active": self.active}
+        found = {"active": self.active, "stopped": self.stopped}
         for k, row in enumerate(self.rows):
             for name, value in self.inner.state[row].items():
                 if isinstance(value, torch.Tensor):

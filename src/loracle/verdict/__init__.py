@@ -1,5 +1,5 @@
 """Records to decisions: paired statistics, non-inferiority, r*, similarity against its null, confounds,
-Pareto.
+Pareto, methods side by side, broken precisions.
 
 Pure functions over plain values: numpy, scipy and the standard library only; no file is read here. The rules
 are DESIGN section 6, and each one's error rates are checked by simulation

@@ -23,7 +23,10 @@ from loracle.verdict.paired import Array, Interval, Paired
 LOSS_MARGIN = 0.05
 GAIN_MARGIN = 0.90
 SCORE_MARGIN = 0.01
-SCORES = ("label_accuracy", "exact_match")
+SCORES = ("accuracy", "macro_f1", "label_accuracy", "f1", "exact_match")
+"""Scores a claim may be about, the first one there being primary; ``macro_f1`` is no mean of items."""
+OVER_SEEDS = ("macro_f1",)
+LABELS = {"macro_f1": "macro F1", "f1": "F1"}
 
 
 class Measured(Protocol):
@@ -40,7 +43,8 @@ class Measured(Protocol):
 class Claim:
     """``words`` and ``headline`` are templates over ``{arm}``, ``{reference}``, ``{where}`` and ``{value}``.
 
-    ``spread`` gives ``[n_seeds, n_items]`` influences, for the item bootstrap below three seeds.
+    ``spread`` gives ``[n_seeds, n_items]`` influences, for the item bootstrap below three seeds; None where the figure
+    is no mean of items, so that the interval is over seeds alone.
     """
 
     question: str
@@ -50,7 +54,7 @@ class Claim:
     better: Direction
     no_effect: float
     measure: Callable[[StudyEvidence, Pairing, Sequence[int]], Measured]
-    spread: Callable[[StudyEvidence, Pairing, Sequence[int]], Array]
+    spread: Callable[[StudyEvidence, Pairing, Sequence[int]], Array] | None
     show: Callable[[float], str]
     words: str
     headline: str
@@ -96,7 +100,8 @@ def gain(margin: float = GAIN_MARGIN) -> Claim:
 
 def task_score(name: str, margin: float = SCORE_MARGIN) -> Claim:
     """Loses less than ``margin`` (0.01 = one point) of a 0..1 score."""
-    label = name.replace("_", " ")
+    label = LABELS.get(name, name.replace("_", " "))
+    whole = name in OVER_SEEDS
     amount = f"{100 * margin:.3g} point{'' if math.isclose(margin, 0.01) else 's'}"
     return Claim(
         question="task_metric",
@@ -105,13 +110,25 @@ def task_score(name: str, margin: float = SCORE_MARGIN) -> Claim:
         margin=margin,
         better="higher",
         no_effect=0.0,
-        measure=lambda f, p, s: paired.mean_difference(*evidence.task_scores(f, p, s, name)),
-        spread=lambda f, p, s: np.subtract(*evidence.task_scores(f, p, s, name)),
+        measure=lambda f, p, s: _seed_difference(f, p, s, name) if whole else _item_difference(f, p, s, name),
+        spread=None if whole else lambda f, p, s: np.subtract(*evidence.task_scores(f, p, s, name)),
         show=entries.points,
         words=f"{{arm}} loses less than {amount} of {label} against {{reference}}{{where}}",
         headline=f"{{arm}} changes {label} by {{value}} points against {{reference}}{{where}}",
         margin_text=f"margin {amount}",
     )
+
+
+def _item_difference(found: StudyEvidence, pairing: Pairing, seeds: Sequence[int], name: str) -> Paired:
+    return paired.mean_difference(*evidence.task_scores(found, pairing, seeds, name))
+
+
+def _seed_difference(found: StudyEvidence, pairing: Pairing, seeds: Sequence[int], name: str) -> Paired:
+    arm, reference = evidence.run_metrics(found, pairing, seeds, name)
+    try:
+        return paired.seeds_only(arm - reference)
+    except ValueError as error:
+        raise ValueError(f"{LABELS.get(name, name)}: {error}") from None
 
 
 def _gain(found: StudyEvidence, pairing: Pairing, seeds: Sequence[int]) -> GainKept:

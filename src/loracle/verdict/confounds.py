@@ -2,8 +2,8 @@
 
 Reads the nested ``config`` of plan cells or run records. Paths, storage and seeds are no differences: numbers
 do not depend on them, or runs are paired on them. What a setting brings along is told apart from what was
-changed beside it: a 16-bit arm has no block size, ``alpha: 2r`` moves alpha with the rank and keeps the
-scale, a fixed alpha moves the scale with the rank ("rank and scale together").
+changed beside it: a 16-bit arm has no block size, prefix tuning no rank and options of its own, ``alpha: 2r`` moves
+alpha with the rank and keeps the scale, a fixed alpha moves the scale with the rank ("rank and scale together").
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from loracle.spec.methods import METHODS
 
 IGNORED = {
     "storage", "seed", "init_seed", "order_seed", "path", "paths", "folder", "dir", "cache_dir", "output_dir",
@@ -31,6 +33,7 @@ LOCATED = {
 }
 FINGERPRINTS = ("fingerprint", "sha256")
 NO_BLOCKS = {"bf16", "fp16", "fp32", "int8", "16-bit"}
+NO_DOUBLE_QUANT = NO_BLOCKS | {"int4", "int3", "int2"}  # HQQ's integers have blocks, and plain constants
 RANK_AND_SCALE = "alpha/rank"
 
 
@@ -94,17 +97,36 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Differences:
 
 def _implied(names: set[str], unlike: Sequence[str], a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
     """Paths whose difference is part of another: block settings of an arm without blocks, alpha at equal
-    scale.
+    scale, settings that a method has not.
     """
     implied: set[str] = set()
-    if "precision" in names and not (_has_blocks(a.get("precision")) and _has_blocks(b.get("precision"))):
-        implied |= {p for p in unlike if factor(p) in {"double_quant", "block_size"}}
+    for name, without in (("block_size", NO_BLOCKS), ("double_quant", NO_DOUBLE_QUANT)):
+        if "precision" in names and not all(_any_but(x.get("precision"), without) for x in (a, b)):
+            implied |= {p for p in unlike if factor(p) == name}
     if "rank" in names and _scale(a) is not None and _scale(a) == _scale(b):
         implied |= {p for p in unlike if factor(p) == "alpha"}
     if "method" in names:
         implied |= {p for p in unlike if p.startswith("adapter.") and (a.get(p) is None or b.get(p) is None)}
+        implied |= {p for p in unlike if p.startswith("adapter.options")} | (_without(a) | _without(b))
         implied.discard("adapter.method")
     return implied
+
+
+def _without(flat: Mapping[str, Any]) -> set[str]:
+    """Settings of the adapter that its method does not read (full fine-tuning has neither rank nor targets)."""
+    method = str(flat.get("adapter.method") or "lora")
+    unread = set() if has_rank(method) else {"adapter.rank", "adapter.alpha", "adapter.dropout"}
+    return unread if has_targets(method) else unread | {"adapter.targets"}
+
+
+def has_rank(method: Any) -> bool:
+    """Whether rank and alpha mean something to a method; a method unknown here is taken to have them."""
+    return str(method) not in METHODS or METHODS[str(method)].rank
+
+
+def has_targets(method: Any) -> bool:
+    """Whether a method has target modules."""
+    return str(method) not in METHODS or METHODS[str(method)].targets
 
 
 def guard(found: Differences, swept: str, compare: Any = None, also: Sequence[str] = ()) -> Guard:
@@ -149,9 +171,9 @@ def _scale(flat: Mapping[str, Any]) -> float | None:
     return float(alpha) / (float(rank) ** 0.5 if flat.get("adapter.rslora") else float(rank))
 
 
-def _has_blocks(precision: Any) -> bool:
+def _any_but(precision: Any, without: set[str]) -> bool:
     values = [v for _, v in precision] if isinstance(precision, tuple) else [precision]
-    return any(v not in NO_BLOCKS for v in values)
+    return any(v not in without for v in values)
 
 
 def _plain(value: Any) -> Any:

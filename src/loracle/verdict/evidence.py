@@ -155,8 +155,22 @@ def task_scores(evidence: StudyEvidence, pairing: Pairing, seeds: Sequence[int],
     return stacked[0], stacked[1]
 
 
+def run_metrics(evidence: StudyEvidence, pairing: Pairing, seeds: Sequence[int], name: str) -> tuple[Array, Array]:
+    """A figure of the records' ``metrics`` for arm and reference, ``[n_seeds]`` each."""
+    found = []
+    for cell in (pairing.arm, pairing.reference):
+        records = [evidence.runs[str(cell["id"])][s] for s in seeds]
+        found.append([(r.get("metrics") or {}).get(name) for r in records])
+    if any(not isinstance(x, int | float) for group in found for x in group):
+        raise ValueError(f"not every run has {name}")
+    return np.asarray(found[0], float), np.asarray(found[1], float)
+
+
 def has_score(evidence: StudyEvidence, name: str) -> bool:
-    return any(s.scores is not None and name in s.scores for s in evidence.scores.values())
+    """Whether any run has the score, by item or in its record's ``metrics``."""
+    if any(s.scores is not None and name in s.scores for s in evidence.scores.values()):
+        return True
+    return any((r.get("metrics") or {}).get(name) is not None for r in evidence.records)
 
 
 def _scores(evidence: StudyEvidence, pairing: Pairing, seeds: Sequence[int]) -> tuple[list[RunScores], list[RunScores]]:

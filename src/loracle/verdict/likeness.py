@@ -10,16 +10,19 @@ from loracle.verdict import entries, similarity
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.noninferiority import too_few
 from loracle.verdict.paired import MIN_SEEDS
-from loracle.verdict.scope import arms, check, label, rank_of, scope_of
+from loracle.verdict.scope import arms, check, label, method_of, rank_of, scope_of
 
 LEVEL = 0.95
 
 
 def similarity_entries(found: StudyEvidence, question: Mapping[str, Any]) -> list[entries.Entry]:
-    """The mean cosine of delta-W is above THRESHOLD (the question's margin, default 0.95), for each quantized cell."""
+    """The mean cosine of delta-W is above THRESHOLD (the question's margin, default 0.95), for each quantized LoRA cell.
+
+    Other methods have no delta-W = scale·B·A to compare.
+    """
     margin = question.get("margin")
     threshold = similarity.THRESHOLD if margin is None else float(margin)
-    return [_entry(found, arm, threshold, question.get("compare")) for arm in arms(found)]
+    return [_entry(found, a, threshold, question.get("compare")) for a in arms(found) if method_of(a) == "lora"]
 
 
 def pairs_of(found: StudyEvidence, cell: Record) -> list[similarity.Pair]:

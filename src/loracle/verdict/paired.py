@@ -176,7 +176,8 @@ def log_ratio(arm: Array, reference: Array) -> Paired:
 def mean_difference(arm: Array, reference: Array) -> Paired:
     """Mean of ``arm - reference``, scores in 0..1 of ``[n_seeds, n_items]``; 0.01 is one point.
 
-    Scores of 0 and 1 that rarely disagree are counts of few events: Student's interval is far too sure of them (an
+    Fractions (F1 of an answer's words) have Student's interval: its error stays near 2.5% for them, also where few
+    items differ. Scores of 0 and 1 that rarely disagree are counts of few events: Student's interval is far too sure of them (an
     error of 6.5% in place of 2.5% at three expected events, and no variance at all at none). The half width is
     therefore Wilson's (1927) on the side away from 0, ``z u + z sqrt(v + u^2)`` with ``u = z / 2m``, on both sides;
     no disagreement in ``m`` items leaves 3.84 / m.
@@ -184,10 +185,25 @@ def mean_difference(arm: Array, reference: Array) -> Paired:
     d = np.asarray(arm, float) - np.asarray(reference, float)
     found = crossed(d)
     n, m = d.shape
+    if not np.isin(d, (-1.0, 0.0, 1.0)).all():
+        return found
     u = Z95 / (2.0 * m)
     seed_var = found.seed_var if n > 1 else 0.0
     widened = (u + math.sqrt(seed_var + found.item_var + u * u)) ** 2
     return replace(found, item_var=widened - seed_var, item_df=float(m - 1))
+
+
+def seeds_only(differences: Array) -> Paired:
+    """Mean of ``differences [n_seeds]`` with the spread of seeds alone, for a figure that is no mean of items.
+
+    Seeds that all agree exactly show no spread to go by: a ValueError, not an interval of width 0.
+    """
+    d = np.asarray(differences, float)
+    _finite(d)
+    n = len(d)
+    if n >= MIN_SEEDS and not np.ptp(d):
+        raise ValueError("every seed shows the same difference, so seeds alone give no interval")
+    return Paired(float(d.mean()), float(d.var(ddof=1)) / n if n > 1 else math.nan, 0.0, n, 0)
 
 
 def item_bootstrap(d: Array, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:

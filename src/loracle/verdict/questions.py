@@ -17,6 +17,7 @@ from loracle.verdict.claims import Claim
 from loracle.verdict.comparisons import Comparison, Judged, judge_family
 from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import StudyEvidence, has_score
+from loracle.verdict.knowledge import with_broken
 from loracle.verdict.scope import arms, compare, rank_of
 
 Question = Mapping[str, Any]
@@ -42,7 +43,7 @@ def decide(study: StudyEvidence) -> list[Entry]:
     result: list[Entry] = []
     for question in asked:
         result += _answer(study, question, question["name"] == primary)
-    return result
+    return with_broken(study, result)
 
 
 def with_companions(questions: Sequence[Question]) -> list[dict[str, Any]]:

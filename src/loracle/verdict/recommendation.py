@@ -8,7 +8,7 @@ and the text says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,10 +77,18 @@ def _best_group(candidates: Sequence[Record], study: StudyEvidence) -> tuple[lis
         return min((x for x in known if x is not None), default=float("inf"))
 
     best = min(groups.values(), key=loss)
-    setting = entries.where(other_factors(study, best[0])).removeprefix(" at ")
+    setting = _setting(other_factors(study, best[0]))
     note = f"Of {len(groups)} settings, {setting} has the lowest mean 16-bit eval loss ({loss(best):.4f});"
     note += " no verdict compares them."
     return best, [note]
+
+
+def _setting(factors: Mapping[str, Any]) -> str:
+    """``method full, learning_rate 0.0002``: unlike in a sentence that names the cell, the method always."""
+    method = factors.get("method")
+    named = [f"method {method}"] if method not in (None, "lora") else []
+    words = entries.where(factors).removeprefix(" at ")
+    return ", ".join([*named, *([words] if words else [])])
 
 
 def _reasons(given: Sequence[Entry], study: StudyEvidence, cell: Record) -> list[str]:
@@ -98,7 +106,7 @@ def _text(given: Sequence[Entry], study: StudyEvidence, cell: Record, runner: Re
     if cell.get("reference"):
         text += ": the cheapest cell whose loss is shown to stay within the margin of 16-bit."
     else:
-        text += f": {_why_reference(given)}."
+        text += f": {_why_reference(given, study, cell)}."
     if _contradicted(given, cell):
         text += " But not everything speaks for it: see the rejected claims below."
     if runner is not None:
@@ -111,10 +119,14 @@ def _contradicted(given: Sequence[Entry], cell: Record) -> bool:
     return any(e["arm"] == cell["id"] and e["question"] in quality and e["verdict"] == "rejected" for e in given)
 
 
-def _why_reference(given: Sequence[Entry]) -> str:
-    states = [e["verdict"] for e in given if e["question"] == "degradation"]
-    if not states:
+def _why_reference(given: Sequence[Entry], study: StudyEvidence, cell: Record) -> str:
+    asked = [e for e in given if e["question"] == "degradation"]
+    if not asked:
         return "nothing was asked about what quantization costs"
+    setting = other_factors(study, cell)
+    states = [e["verdict"] for e in asked if other_factors(study, study.cells[str(e["arm"])]) == setting]
+    if not states:
+        return "no quantized cell shares its setting"
     if "supported" in states:
         return "the quantized cells within the margin are not cheaper, or their rank is not shown to be enough"
     if set(states) == {"rejected"}:

@@ -9,7 +9,16 @@ from typing import Any
 
 from loracle.verdict.claims import Claim
 from loracle.verdict.comparisons import Comparison
-from loracle.verdict.confounds import Differences, Guard, differences, factor, flatten, guard, precision_label
+from loracle.verdict.confounds import (
+    Differences,
+    Guard,
+    differences,
+    factor,
+    flatten,
+    guard,
+    has_rank,
+    precision_label,
+)
 from loracle.verdict.evidence import Pairing, Record, StudyEvidence, pair
 
 BY_PRECISION = {"precision", "double_quant", "block_size", "compute_dtype"}
@@ -27,15 +36,21 @@ def references(found: StudyEvidence) -> list[Record]:
 
 
 def rank_of(cell: Record) -> int | None:
+    """The cell's rank; None where its method has none, whatever the plan holds."""
     rank = cell.get("rank")
-    return rank if isinstance(rank, int) and not isinstance(rank, bool) else None
+    known = isinstance(rank, int) and not isinstance(rank, bool) and has_rank(method_of(cell))
+    return rank if known else None
+
+
+def method_of(cell: Record) -> str:
+    """The cell's method; plans of the first version name none but LoRA."""
+    return str(cell.get("method") or "lora")
 
 
 def label(cell: Record) -> str:
     """The cell's precision in words; a method other than LoRA is named with it."""
-    method = cell.get("method")
     words = precision_label(cell.get("precision"))
-    return words if method in (None, "lora") else f"{method} {words}"
+    return words if method_of(cell) == "lora" else f"{method_of(cell)} {words}"
 
 
 def scope_of(found: StudyEvidence, cell: Record) -> dict[str, Any]:
@@ -71,10 +86,19 @@ def compare(
     scope = scope_of(found, arm)
     if claim.question == "task_metric":
         scope["metric"] = claim.metric
+    note = _guessing(found, pairing) if claim.question == "gain_kept" else ""
     names = (
         (label(arm), label(reference)) if swept != "rank" else (f"rank {rank_of(arm)}", f"rank {rank_of(reference)}")
     )
-    return Comparison(claim, pairing, scope, check(found, arm, reference, swept, bundle, pairing), names)
+    return Comparison(claim, pairing, scope, check(found, arm, reference, swept, bundle, pairing), names, note)
+
+
+def _guessing(found: StudyEvidence, pairing: Pairing) -> str:
+    """What the gain of a classification head is a gain over: the base has no head to be evaluated with."""
+    runs = found.runs.get(str(pairing.reference["id"]), {}).values()
+    if not any(((r.get("config") or {}).get("task") or {}).get("type") == "classification" for r in runs):
+        return ""
+    return "Before tuning there is no head: the gain is over guessing evenly among the labels."
 
 
 def check(

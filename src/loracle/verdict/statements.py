@@ -67,7 +67,9 @@ def headline(found: StudyEvidence, judged: Judged) -> str:
 
 def figures(found: StudyEvidence, judged: Judged) -> str:
     claim, n = judged.comparison.claim, len(judged.seeds)
-    if n < paired.MIN_SEEDS:
+    if n < paired.MIN_SEEDS and claim.spread is None:
+        interval = "no interval below three seeds"
+    elif n < paired.MIN_SEEDS and claim.spread is not None:
         spread = paired.item_bootstrap(claim.spread(found, judged.comparison.pairing, judged.seeds))
         whose = "these two adapters" if n == 1 else f"these {n} pairs of adapters"
         interval = f"on {whose} only: {entries.bounds(spread, claim.show)} by resampling items"
@@ -76,7 +78,8 @@ def figures(found: StudyEvidence, judged: Judged) -> str:
     else:
         holm = ", Holm-adjusted" if judged.adjusted else ""
         level = entries.level_text(1.0 - judged.alpha)
-        interval = f"{level} interval {entries.bounds(judged.interval, claim.show)}{holm}"
+        alone = " over seeds alone" if claim.spread is None else ""
+        interval = f"{level} interval {entries.bounds(judged.interval, claim.show)}{alone}{holm}"
     return f"{interval}, {entries.seeds_text(n)}, {claim.margin_text}"
 
 

@@ -77,6 +77,8 @@ def work(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
         "train": lambda: _train(folder, job, stop),
         "diagnose": lambda: _diagnose(folder, job),
         "probe": lambda: _probe(folder, job),
+        "judge": lambda: _judge(folder, job, stop),
+        "evaluate": lambda: _evaluate(folder, job, stop),
     }
     if job.get("kind") not in kinds:
         return {"status": "failed", "reason": f"unknown kind of job: {job.get('kind')!r}"}
@@ -115,6 +117,18 @@ def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     from loracle.diagnose.probe import probe
 
     return probe(_study_folder(folder), job, say)
+
+
+def _judge(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
+    from loracle.evaluate.judging.local import judge_job
+
+    return judge_job(_study_folder(folder), job, say, stop)
+
+
+def _evaluate(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
+    from loracle.worker.score import score_job
+
+    return score_job(folder, job, say, stop)
 
 
 def prepare_torch(threads: int | None) -> None:

@@ -6,9 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
-from loracle.adapters.cohort import Member
+from loracle.adapters.alone import Alone
+from loracle.adapters.cohort import Cohort
 from loracle.evaluate.run import Evaluation
+from loracle.models.census import resident_bytes
 from loracle.models.load import LoadedBase, device_name
 from loracle.store.files import SCHEMA, read_jsonl, replacing, write_json
 from loracle.store.provenance import provenance
@@ -24,7 +27,7 @@ def write_run(
     m: MemberJob,
     k: int,
     loaded: LoadedBase,
-    member: Member,
+    cohort: Cohort | Alone,
     fit: Fit,
     data: Tokenized,
     evaluation: Evaluation,
@@ -38,7 +41,7 @@ def write_run(
     status, reason = state(fit, k, reload)
     losses = [row["loss"] for row in read_jsonl(folder / "metrics.jsonl") if row.get("loss") is not None]
     tail = losses[-max(1, len(losses) // 10) :]
-    linears = {linear.name: linear for linear in loaded.linears}
+    trainable = cohort.members[k].trainable_params
     write_json(
         folder / "record.json",
         {
@@ -53,28 +56,27 @@ def write_run(
             "status": status,
             "reason": reason,
             "config": {**m.config, "storage": loaded.storage, "init_seed": m.init_seed, "order_seed": m.order_seed},
-            "trainable_params": member.trainable_params,
-            "total_params": loaded.base_params + member.trainable_params,
+            "trainable_params": trainable,
+            "total_params": loaded.base_params
+            + (trainable if m.cell.adapter.method != "full" else head_params(loaded)),
+            "vocab_size": getattr(loaded.model.config, "vocab_size", None),
             "effective_bits": loaded.census["effective_bits"],
             "census": loaded.census,
             "eval_loss": float(evaluation.losses.mean[k]),
             "train_loss": sum(tail) / len(tail) if tail else None,
             "metrics": evaluation.metrics(k),
-            "steps": fit.done_steps if status != "diverged" else int(fit.diverged_at[k]),
+            "steps": fit.taken(k) if status != "diverged" else int(fit.diverged_at[k]),
+            "stopped_at": fit.patience.stopped_at[k],
             "best_step": fit.best_step[k] if fit.best_data is not None else None,
-            "tokens_seen": int(fit.tokens[:, k].sum()),
+            "tokens_seen": fit.tokens_seen(k),
             "wall_s": fit.elapsed_s / len(job.members),
             "cohort_wall_s": fit.elapsed_s,
             "cohort_size": len(job.members),
             "reload": reload,
             "adapter_sha256": sha256,
-            "modules": {
-                site.module: {
-                    "layer": site.layer,
-                    "slices": linears[site.module].slices or {site.kind: (0, site.d_out)},
-                }
-                for site in member.sites
-            },
+            **peak(cohort),
+            "tensor_bytes": tensor_bytes(loaded, cohort, fit),
+            "modules": adapted_modules(loaded, cohort, k),
             "eval_file": job.job.get("eval_file"),
             "audit": {key: value for key, value in data.audit.items() if key != "examples"}
             | {"labels": list(data.labels)},
@@ -83,6 +85,49 @@ def write_run(
         },
     )
     return status
+
+
+def adapted_modules(loaded: LoadedBase, cohort: Cohort | Alone, k: int) -> dict[str, Any]:
+    """Module → its layer and named output rows, of a LoRA; empty for other methods, which have no such ΔW."""
+    if isinstance(cohort, Alone):
+        return {}
+    linears = {linear.name: linear for linear in loaded.linears}
+    return {
+        site.module: {"layer": site.layer, "slices": linears[site.module].slices or {site.kind: (0, site.d_out)}}
+        for site in cohort.members[k].sites
+    }
+
+
+def peak(cohort: Cohort | Alone) -> dict[str, Any]:
+    """Peak memory of a run that trained by itself; otherwise why there is none."""
+    if not torch.cuda.is_available():
+        return {"peak_allocated_bytes": None, "peak_reason": "the CPU allocator keeps no peak: measured on a GPU only"}
+    if cohort.size > 1:
+        return {
+            "peak_allocated_bytes": None,
+            "peak_reason": f"shared with {cohort.size - 1} runs: the probe has its own",
+        }
+    return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reason": None}
+
+
+def head_params(loaded: LoadedBase) -> int:
+    """Parameters of the classification head that full fine-tuning trains with the base, which is counted without it."""
+    score = getattr(loaded.model, "score", None)
+    return int(score.weight.numel()) if score is not None else 0
+
+
+def tensor_bytes(loaded: LoadedBase, cohort: Cohort | Alone, fit: Fit) -> dict[str, int]:
+    """Bytes of the tensors that outlive a step, as they are there after training: the base (in quantized storage), and one
+    run's share of what is trained, its gradients and its optimizer state."""
+    flat = cohort.flat
+    own = {p.data_ptr() for p in loaded.model.parameters() if p.requires_grad}
+    optimizer = sum(t.numel() * t.element_size() for t in fit.optimizer.tensors().values() if t.dtype != torch.bool)
+    return {
+        "base": resident_bytes(loaded.model, own),
+        "trainable": flat.data[0].numel() * flat.data.element_size(),
+        "gradients": flat.grad[0].numel() * flat.grad.element_size(),
+        "optimizer": optimizer // cohort.size,
+    }
 
 
 def state(fit: Fit, k: int, reload: dict[str, Any]) -> tuple[str, str | None]:

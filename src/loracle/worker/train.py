@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from loracle.adapters.alone import Alone, attach_alone
 from loracle.adapters.cohort import Cohort, Member, attach
 from loracle.adapters.peft_files import save_adapter
 from loracle.adapters.targets import resolve_targets
@@ -21,7 +22,7 @@ from loracle.models.load import LoadedBase, device_name, load_base, pick_device,
 from loracle.models.source import find, load_tokenizer
 from loracle.spec.factors import cell_from_config
 from loracle.spec.study import Cell
-from loracle.store.files import digest
+from loracle.store.files import digest, write_json
 from loracle.store.layout import StudyFolder
 from loracle.tasks import cache
 from loracle.tasks.collate import pad_token_id
@@ -29,6 +30,7 @@ from loracle.tasks.rows import Tokenized
 from loracle.train import checkpoint
 from loracle.train.fit import Fit, FitSettings
 from loracle.worker.records import write_run
+from loracle.worker.tracking import Trackers
 
 
 @dataclass(frozen=True)
@@ -73,26 +75,33 @@ class TrainJob:
         self.members = [MemberJob.read(entry) for entry in job["members"]]
         self.cell = self.members[0].cell
         self.notes: list[str] = []
+        self.trackers = Trackers(job.get("track", ()), job.get("study", folder.root.name), folder, self.members)
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate and record every member; an interrupted cohort can be taken up again."""
+        with self.trackers:
+            return self.work()
+
+    def work(self) -> dict[str, Any]:
+        """The cohort, top to bottom."""
         self.say("load", base=self.cell.base.model)
         device = pick_device(self.job.get("device", "auto"))
         source = find(self.cell.base.model, self.cell.base.revision)
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(source, self.cell.base.add_tokens)
         data = self.data()
-        loaded = load_base(source, self.cell, device)
+        loaded = load_base(source, self.cell, device, labels=data.labels, vocab=len(tokenizer))
         if self.cell.train.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        cohort = self.attach(loaded)
+        cohort = self.attach(loaded, data)
         fit = self.fit(loaded, cohort, data, pad_token_id(tokenizer))
+        self.trackers.feed()
         if not fit.run(
             lambda: self.curve_point(loaded, cohort, data, fit.settings.pad_id), self.save, self.progress, self.stop
         ):
             return {"status": "interrupted", "reason": f"stopped after step {fit.done_steps}", "step": fit.done_steps}
         self.stop.now()
         fit.finish()
-        hashes = self.save_adapters(loaded, cohort)
+        hashes = self.save_adapters(loaded, cohort, data)
         evaluation = evaluate(loaded, cohort, self.cell, data, tokenizer, self.say)
         return self.record(loaded, cohort, fit, data, evaluation, hashes)
 
@@ -107,8 +116,12 @@ class TrainJob:
             )
         return found
 
-    def attach(self, loaded: LoadedBase) -> Cohort:
-        """Every member's adapter on the base."""
+    def attach(self, loaded: LoadedBase, data: Tokenized) -> Cohort | Alone:
+        """Every member's adapter on the base, or the one run that shares it with nobody."""
+        if self.cell.alone:
+            [only] = self.members
+            return attach_alone(only.run, self.cell, loaded, only.init_seed, only.order_seed)
+        head = (len(data.labels), int(loaded.model.config.hidden_size)) if self.cell.task.classifies else None
         members = [
             Member(
                 m.run,
@@ -119,13 +132,14 @@ class TrainJob:
                 m.init_seed,
                 m.order_seed,
                 m.cell.adapter.rslora,
+                head,
             )
             for m in self.members
         ]
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.cell.adapter.dtype, torch.float32)
         return attach(loaded.model, members, dtype, loaded.device)
 
-    def fit(self, loaded: LoadedBase, cohort: Cohort, data: Tokenized, pad_id: int) -> Fit:
+    def fit(self, loaded: LoadedBase, cohort: Cohort | Alone, data: Tokenized, pad_id: int) -> Fit:
         """The training, from the newest usable checkpoint or from the start."""
         train = self.cell.train
         if train.steps is None:
@@ -140,10 +154,11 @@ class TrainJob:
             metrics=tuple(self.folder.run(m.run) / "metrics.jsonl" for m in self.members),
             eval_every=train.eval_every,
             best_checkpoint=train.best_checkpoint,
+            early_stopping=train.early_stopping,
+            loss_scaling=loaded.compute_dtype == torch.float16,
             checkpoint_seconds=float(self.job.get("checkpoint_seconds", 30.0)),
         )
         fit = Fit(
-            loaded.model,
             cohort,
             data.train,
             [m.cell.train for m in self.members],
@@ -163,24 +178,30 @@ class TrainJob:
     def save(self, state: checkpoint.Checkpoint) -> None:
         """One checkpoint of the cohort."""
         checkpoint.save(self.place, state)
+        self.trackers.feed()
 
     def progress(self, facts: dict[str, Any]) -> None:
         """Pass the loop's news on, with the peak memory."""
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         self.say(facts.pop("phase"), **facts, peak_bytes=peak)
 
-    def curve_point(self, loaded: LoadedBase, cohort: Cohort, data: Tokenized, pad_id: int) -> list[float]:
+    def curve_point(self, loaded: LoadedBase, cohort: Cohort | Alone, data: Tokenized, pad_id: int) -> list[float]:
         """Each member's evaluation loss now, in the storage it trains in."""
         if self.cell.train.base_dropout:
             set_base_dropout(loaded.model, on=False)
-        values = item_losses(loaded.model, cohort, data.eval, pad_id, loaded.device).mean.tolist()
+        values = item_losses(cohort, data.eval, pad_id, loaded.device).mean.tolist()
         if self.cell.train.base_dropout:
             set_base_dropout(loaded.model, on=True)
         return list(values)
 
-    def save_adapters(self, loaded: LoadedBase, cohort: Cohort) -> list[str]:
-        """Every run's adapter folder; the SHA-256 of each weights file."""
+    def save_adapters(self, loaded: LoadedBase, cohort: Cohort | Alone, data: Tokenized) -> list[str]:
+        """Every run's adapter folder (a classifier's labels in its ``config.json``); the SHA-256 of each weights file."""
         base, revision = loaded.source.resolved, loaded.source.revision
+        if self.cell.task.classifies:
+            for m in self.members:
+                write_json(self.folder.run(m.run) / "adapter" / "config.json", loaded.model.config.to_dict())
+        if isinstance(cohort, Alone):
+            return [cohort.save(self.folder.run(self.members[0].run) / "adapter", base, revision)]
         return [
             save_adapter(
                 self.folder.run(m.run) / "adapter",
@@ -189,6 +210,7 @@ class TrainJob:
                 loaded.linears,
                 base=base,
                 revision=revision,
+                head=cohort.head(k),
             )
             for k, m in enumerate(self.members)
         ]
@@ -196,7 +218,7 @@ class TrainJob:
     def record(
         self,
         loaded: LoadedBase,
-        cohort: Cohort,
+        cohort: Cohort | Alone,
         fit: Fit,
         data: Tokenized,
         evaluation: Evaluation,
@@ -208,9 +230,10 @@ class TrainJob:
             [self.folder.run(m.run) / "adapter" for m in self.members], self.job.get("reload_items"), self.say
         )
         statuses = {
-            m.run: write_run(self, m, k, loaded, cohort.members[k], fit, data, evaluation, hashes[k], reloads[k])
+            m.run: write_run(self, m, k, loaded, cohort, fit, data, evaluation, hashes[k], reloads[k])
             for k, m in enumerate(self.members)
         }
+        self.trackers.finish()
         checkpoint.clear(self.place)
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         return {

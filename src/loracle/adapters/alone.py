@@ -1,0 +1,231 @@
+"""What cannot share a base: full fine-tuning and PEFT's methods other than LoRA, one run at a time through the same loop.
+
+The model trains in quantized storage where it is quantized, by PEFT's own layers. Parameters are float32 unless the cell says
+otherwise; where the base computes in 16 bits, forward passes run under autocast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from loracle.adapters.batch import CohortBatch
+from loracle.adapters.flat import FlatParameters
+from loracle.adapters.forward import head_logits, scored_hidden
+from loracle.adapters.loftq import start_from_error
+from loracle.adapters.methods import INITS, peft_config
+from loracle.base.errors import LoracleError, SpecError, one_line
+from loracle.models.linears import Linear
+from loracle.models.load import LoadedBase
+from loracle.spec.study import Cell
+from loracle.store.files import file_sha256
+
+VIRTUAL = ("prefix_tuning", "prompt_tuning", "p_tuning")  # their tokens stand before the row's own
+
+
+@dataclass(frozen=True)
+class Single:
+    """The one run."""
+
+    name: str
+    trainable_params: int
+
+
+@dataclass
+class Steps:
+    """Where the loop is."""
+
+    first_row: int = 0
+
+
+class Alone:
+    """One model whose trainable parameters, whatever they are, lie in a flat buffer ``[1, P]``."""
+
+    keeps_base = False
+    size = 1
+
+    def __init__(self, name: str, cell: Cell, loaded: LoadedBase, model: Any, seed: int, adapter: Any = None) -> None:
+        self.cell, self.loaded, self.seed = cell, loaded, seed
+        self.model = model  # without PEFT's wrapper: its layers are PEFT's, its forward its own
+        self.adapter = adapter  # PEFT's model, or None for full fine-tuning
+        own = [p for p in (adapter or model).parameters() if p.requires_grad]
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(cell.adapter.dtype, torch.float32)
+        for parameter in own:
+            parameter.data = parameter.data.to(dtype)
+        self.flat = FlatParameters.adopting(own)
+        self.members = [Single(name, self.flat.data.shape[1])]
+        self.state = Steps()
+        self._start: tempfile.TemporaryDirectory[str] | None = None
+        if cell.adapter.method in INITS:
+            self._keep_start()
+
+    @property
+    def virtual(self) -> bool:
+        """Whether virtual tokens stand before each row, so that PEFT's own forward is needed."""
+        return self.cell.adapter.method in VIRTUAL
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def begin_step(self, step: int) -> None:
+        """PEFT's dropout draws from torch's stream: seed it by run and step, so that a resumed run draws the same."""
+        source = hashlib.sha256(f"{self.seed}:{step}".encode()).digest()
+        torch.manual_seed(int.from_bytes(source[:8], "little") >> 1)
+
+    def end_step(self, step: int) -> None:
+        """AdaLoRA moves its ranks."""
+        if self.cell.adapter.method == "adalora":
+            self.adapter.base_model.update_and_allocate(step)
+
+    def penalty(self) -> torch.Tensor | float:
+        """AdaLoRA's orthogonality (Zhang et al. 2023, equation 4), in training only; 0 for everything else."""
+        if self.cell.adapter.method != "adalora":
+            return 0.0
+        weight = self.adapter.peft_config["default"].orth_reg_weight
+        parts = [p for name, p in self.adapter.named_parameters() if ("lora_A" in name or "lora_B" in name)]
+        total = torch.zeros((), device=self.flat.data.device)
+        for part in parts:
+            gram = part @ part.T if part.shape[0] < part.shape[1] else part.T @ part
+            total = total + torch.linalg.matrix_norm(gram - torch.eye(gram.shape[0], device=gram.device))
+        return weight * total / max(1, len(parts))
+
+    # -- answering ----------------------------------------------------------------------------------------------------
+
+    def logits(self, batch: CohortBatch) -> torch.Tensor:
+        """``[N, V]`` of the scored positions."""
+        with self._autocast():
+            if not self.virtual:
+                return head_logits(self.model, scored_hidden(self.model, batch))
+            every = self.adapter(input_ids=batch.input_ids).logits[:, -batch.input_ids.shape[1] :]
+            return every.flatten(0, 1).index_select(0, batch.positions.reshape(-1))
+
+    @contextmanager
+    def answering(self, base: bool = False, alone: int | None = None) -> Iterator[int]:
+        """The trained model answers; its base is gone (``keeps_base``)."""
+        if base:
+            raise LoracleError("a base that was trained itself cannot answer as it was: load it anew")
+        yield 1
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, eos_ids: Sequence[int], pad_id: int) -> list[int]:
+        """Greedy answer to one prompt through PEFT's own generation, for virtual tokens; without the final eos."""
+        ids = torch.tensor([list(prompt)], device=self.flat.data.device)
+        with self._autocast():
+            found = self.adapter.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=list(eos_ids),
+                pad_token_id=pad_id,
+                use_cache=True,
+            )[0].tolist()
+        answer = found[len(prompt) :] if found[: len(prompt)] == list(prompt) else found
+        return [t for t in answer if t not in set(eos_ids)]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = self.loaded.compute_dtype
+        if dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.flat.data.device.type, dtype=dtype)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def _keep_start(self) -> None:
+        """PiSSA and OLoRA take their start out of the base. PEFT turns the difference into a plain LoRA of twice the rank,
+        which any base takes, from the start saved here."""
+        self._start = tempfile.TemporaryDirectory(prefix="loracle-")
+        config = self.adapter.peft_config["default"]
+        config.init_lora_weights, before = True, config.init_lora_weights
+        self.adapter.save_pretrained(self._start.name)
+        config.init_lora_weights = before
+
+    def save(self, folder: Path, base: str, revision: str | None) -> str:
+        """PEFT's adapter, or the whole model for full fine-tuning, in ``folder``; the SHA-256 of its weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.adapter is None:
+            self.model.save_pretrained(folder, max_shard_size="1000GB")
+            return file_sha256(folder / "model.safetensors")
+        config = self.adapter.peft_config["default"]
+        config.base_model_name_or_path, config.revision = base, revision
+        extra = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
+        self.adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, **extra)
+        return file_sha256(folder / "adapter_model.safetensors")
+
+
+def attach_alone(name: str, cell: Cell, loaded: LoadedBase, init_seed: int, order_seed: int) -> Alone:
+    """The cell's method on the base, its initial values seeded by the run."""
+    torch.manual_seed(init_seed)
+    if cell.adapter.method == "full":
+        loaded.model.requires_grad_(True)
+        _seed_head(loaded.model, cell, init_seed)
+        return Alone(name, cell, loaded, loaded.model, order_seed)
+    adapter = wrap(cell, loaded, init_seed)
+    return Alone(name, cell, loaded, adapter.get_base_model(), order_seed, adapter)
+
+
+def wrap(cell: Cell, loaded: LoadedBase, init_seed: int) -> Any:
+    """PEFT's model of the cell's method over the base, in place."""
+    from peft import get_peft_model
+
+    method = cell.adapter.method
+    quantized = bool(loaded.census["quantized_share"])
+    if method in INITS and quantized:
+        raise SpecError(
+            f"{method} starts from the base's own weights: quantize afterwards, or use loftq here", "precision"
+        )
+    if method == "loftq" and not quantized:
+        raise SpecError("loftq makes up for quantization, and this base has none", "precision")
+    config = peft_config(cell, loaded.model, loaded.linears, init_seed)
+    _seed_head(loaded.model, cell, init_seed)
+    try:
+        adapter: Any = get_peft_model(loaded.model, config)
+    except (ValueError, TypeError, NotImplementedError, KeyError) as error:
+        raise SpecError(f"PEFT cannot put {method} on this base: {one_line(error)}", "adapter.method") from None
+    if method == "loftq":
+        start_from_error(adapter, cell, loaded)
+    if method == "adalora" and quantized:
+        _own_outputs(loaded)
+    adapter.train()
+    return adapter
+
+
+def _own_outputs(loaded: LoadedBase) -> None:
+    """PEFT's AdaLoRA adds into a quantized layer's output in place, and on a CPU bitsandbytes gives it a view: copy it first."""
+    for name in loaded.assignment:
+        layer = getattr(loaded.model.get_submodule(name), "base_layer", None)
+        if layer is not None and not layer.weight.is_floating_point():
+            layer.register_forward_hook(lambda module, inputs, output: output.clone())
+
+
+def _seed_head(model: nn.Module, cell: Cell, seed: int) -> None:
+    """A new classification head, as the cohort's: normal with the model's ``initializer_range``, seeded by the run."""
+    if not cell.task.classifies:
+        return
+    from loracle.adapters.cohort import Member, initial_head
+
+    score: Any = model.score
+    member = Member("head", (), 1, 1.0, init_seed=seed, head=tuple(score.weight.shape))
+    spread = getattr(model.config, "initializer_range", None) or 0.02
+    with torch.no_grad():
+        score.weight.copy_(initial_head(member, spread))
+
+
+def count_trainable(cell: Cell, model: nn.Module, linears: Sequence[Linear]) -> int:
+    """Parameters that the cell's method trains, from ``model`` on the meta device (changed in place), without any weights."""
+    if cell.adapter.method == "full":
+        return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    from peft import get_peft_model
+
+    config = peft_config(cell, model, linears, 0)
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # no decomposition of weights that are not there
+    with torch.device("meta"):
+        adapter = get_peft_model(model, config, low_cpu_mem_usage=True)
+    return sum(p.numel() for p in adapter.parameters() if p.requires_grad)
