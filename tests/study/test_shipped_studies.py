@@ -447,3 +447,6 @@ def test_it_runs_to_the_end_when_shrunk(shelf: Path, tiny_llama: Path, tmp_path:
     assert len(records) == len(read_json(out / "plan.json")["runs"])
     assert all(record["reload"]["passed"] for record in records)
     assert Path(told["report"]).is_file()
+    thresholds = [v for v in read_json(out / "report" / "verdicts.json") if v["question"] == "rank_threshold"]
+    if name == "rank-by-task":
+        assert len(thresholds) == len(whole.vary["task"])  # one for each task, none taken for another

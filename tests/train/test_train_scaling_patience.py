@@ -127,7 +127,7 @@ def test_a_stopped_member_keeps_its_parameters_and_its_neighbour_goes_on(curve: 
     assert (fit.taken(0), fit.taken(1)) == (8, 4)
     assert fit.tokens_seen(1) == int(fit.tokens[:4, 1].sum())
 
-    alone, own = make_fit(base(), specs[:1], text_rows(16), 12, eval_every=2, early_stopping=2)
+    alone, _ = make_fit(base(), specs[:1], text_rows(16), 12, eval_every=2, early_stopping=2)
     values = iter([[row[0]] for row in curve])
     alone.run(lambda: next(values), lambda state: None, lambda facts: None, lambda: False)
     assert alone.patience.stopped_at == [8]

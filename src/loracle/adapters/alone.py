@@ -28,6 +28,7 @@ from loracle.models.load import LoadedBase
 from loracle.spec.study import Cell
 from loracle.store.files import file_sha256
 
+NEED_VALUES = ("boft", "shira")  # PEFT makes masks or permutations of theirs at once, which the meta device cannot
 VIRTUAL = ("prefix_tuning", "prompt_tuning", "p_tuning")  # their tokens stand before the row's own
 
 
@@ -176,6 +177,8 @@ def wrap(cell: Cell, loaded: LoadedBase, init_seed: int) -> Any:
 
     method = cell.adapter.method
     quantized = bool(loaded.census["quantized_share"])
+    if method == "olora" and any(type(loaded.model.get_submodule(name)).__name__ == "Conv1D" for name in loaded.assignment):
+        raise SpecError("PEFT cannot put olora on this base: it takes Conv1D's weight for its transpose", "adapter.method")
     if method in INITS and quantized:
         raise SpecError(
             f"{method} starts from the base's own weights: quantize afterwards, or use loftq here", "precision"
@@ -186,7 +189,7 @@ def wrap(cell: Cell, loaded: LoadedBase, init_seed: int) -> Any:
     _seed_head(loaded.model, cell, init_seed)
     try:
         adapter: Any = get_peft_model(loaded.model, config)
-    except (ValueError, TypeError, NotImplementedError, KeyError) as error:
+    except (ValueError, TypeError, NotImplementedError, KeyError, RuntimeError) as error:
         raise SpecError(f"PEFT cannot put {method} on this base: {one_line(error)}", "adapter.method") from None
     if method == "loftq":
         start_from_error(adapter, cell, loaded)
@@ -226,6 +229,9 @@ def count_trainable(cell: Cell, model: nn.Module, linears: Sequence[Linear]) -> 
     config = peft_config(cell, model, linears, 0)
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # no decomposition of weights that are not there
-    with torch.device("meta"):
-        adapter = get_peft_model(model, config, low_cpu_mem_usage=True)
+    place = "cpu" if cell.adapter.method in NEED_VALUES else "meta"
+    if place == "cpu":
+        model.to_empty(device=place)  # untouched memory is not taken
+    with torch.device(place):
+        adapter = get_peft_model(model, config, low_cpu_mem_usage=place == "meta")
     return sum(p.numel() for p in adapter.parameters() if p.requires_grad)

@@ -86,6 +86,10 @@ def train(
     as_json: studies.Json = False,
 ) -> None:
     """Train one adapter, check that it reloads, and say what it gained. Run it again: nothing is trained twice."""
+    from loracle.base.errors import SpecError
+
+    if steps is not None and epochs is not None:
+        raise SpecError("not with --epochs: give one of them", "--steps")
     given = {
         "--model": model,
         "--task": task,
@@ -178,8 +182,10 @@ def _lines(record: dict[str, Any], folder: Path, report: Path | None) -> list[st
         if not name.startswith(BEFORE)
     ]
     trained = f"{record['trainable_params']:,} of {record['total_params']:,} parameters trained"
+    seconds = record["wall_s"]
+    took = f"{seconds:.1f} s" if seconds < 60 else show.duration(seconds)
     return [
-        f"{record['id']}: {record['steps']:,} steps in {show.duration(record['wall_s'])}, {trained}",
+        f"{record['id']}: {record['steps']:,} steps in {took}, {trained}",
         show.table(["", "before", "after"], rows),
         f"adapter: {folder / 'adapter'}",
         f'load it: loracle.load("{folder}"), or {_plain(record, folder)}',

@@ -53,6 +53,7 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
             cell.train.gradient_accumulation,
             pad_token_id(tokenizer),
             identity="probe",
+            group_by_length=cell.train.group_by_length,
         ),
     )
     times, tokens, length = _timed(fit, steps, warm_up, device, say)

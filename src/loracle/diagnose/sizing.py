@@ -96,7 +96,14 @@ def _time_step(
             rows,
             settings,
             list(range(size)),
-            FitSettings(steps, settings[0].batch_size, settings[0].gradient_accumulation, pad_id, identity="sizing"),
+            FitSettings(
+                steps,
+                settings[0].batch_size,
+                settings[0].gradient_accumulation,
+                pad_id,
+                identity="sizing",
+                group_by_length=settings[0].group_by_length,
+            ),
         )
         taken = []
         for step in range(steps):

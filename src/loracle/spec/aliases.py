@@ -38,6 +38,7 @@ FACTORS: dict[str, str] = {
     "weight_decay": "train.weight_decay",
     "gradient_checkpointing": "train.gradient_checkpointing",
     "optimizer": "train.optimizer",
+    "group_by_length": "train.group_by_length",
     "init_seed": "train.init_seed",
     "order_seed": "train.order_seed",
 }

@@ -196,12 +196,13 @@ class Train(Spec):
     base_dropout: bool = Field(False, description="keep the base model's own dropout during training")
     eval_every: PositiveInt | None = Field(None, description="evaluate every so many steps; null: at the end only")
     best_checkpoint: bool = Field(False, description="keep the adapter with the lowest evaluation loss seen")
+    group_by_length: bool = Field(False, description="batches of rows of like length: less padding, another data order")
     early_stopping: PositiveInt | None = Field(
         None, description="stop a run after so many evaluations in a row without a lower loss; needs eval_every"
     )
     init_seed: int | None = Field(None, ge=0, description="seed of the adapter's initial weights; null: the run's seed")
     order_seed: int | None = Field(None, ge=0, description="seed of data order and dropout; null: the run's seed")
-    later = frozenset({"early_stopping"})
+    later = frozenset({"early_stopping", "group_by_length"})
 
     @model_validator(mode="after")
     def _check(self) -> Train:

@@ -22,7 +22,7 @@ SHARED = ("base", "task", "precision", "double_quant", "block_size", "compute_dt
 SHARED_ADAPTER = ("method", "dtype", "options", "modules_to_save")
 SHARED_TRAIN = (
     "batch_size", "gradient_accumulation", "gradient_checkpointing", "optimizer", "steps", "epochs", "eval_every",
-    "best_checkpoint", "base_dropout", "early_stopping",
+    "best_checkpoint", "base_dropout", "early_stopping", "group_by_length",
 )  # fmt: skip
 STARTUP_S = 10.0  # what one more worker process costs: imports, loading, its own evaluation
 DEFAULT_SIZE = {"cpu": 4, "cuda": 16}  # where nothing was measured (`loracle plan` without weights)

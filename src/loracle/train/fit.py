@@ -40,6 +40,7 @@ class FitSettings:
     eval_every: int | None = None
     best_checkpoint: bool = False
     early_stopping: int | None = None
+    group_by_length: bool = False
     loss_scaling: bool = False
     checkpoint_seconds: float = 30.0
 
@@ -64,7 +65,8 @@ class Fit:
         members = cohort.size
         self.optimizer = make_optimizer(cohort.flat, trains, settings.steps)
         self.scale = LossScale(members, self.device, settings.loss_scaling)
-        self.orders = [DataOrder(seed, len(rows)) for seed in order_seeds]
+        lengths = [len(row.input_ids) for row in rows] if settings.group_by_length else None
+        self.orders = [DataOrder(seed, len(rows), lengths, settings.batch_size) for seed in order_seeds]
         self.done_steps = 0
         self.losses = torch.zeros(settings.steps, members, dtype=torch.float64, device=self.device)
         self.norms = torch.zeros_like(self.losses)

@@ -2,10 +2,11 @@
 
     lost = (loss_q - loss_16) / (ln V - loss_16)
 
-Losses per token of the untrained base on plain prose (on the evaluation set where that is all there is), quantized and in 16
-bits; ln V is that of guessing evenly among the vocabulary. Prose is what a base knows: on a strange prompt format the
-16-bit base is near guessing itself, and the share would be of next to nothing. 0: nothing lost; 1: as good as knowing nothing. Not defined for classification, whose base has no
-head, nor where the 16-bit base is itself no better than guessing.
+Losses per token of the untrained base on plain prose (on the evaluation set where that is all there is), quantized
+and in 16 bits; ln V is that of guessing evenly among the vocabulary. Prose is what a base knows: on a strange prompt
+format the 16-bit base is near guessing itself, and the share would be one of next to nothing. 0: nothing lost; 1: as
+good as knowing nothing. Not defined for classification, whose base has no head, nor where the 16-bit base is itself no
+better than guessing.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ class TrainJob:
             eval_every=train.eval_every,
             best_checkpoint=train.best_checkpoint,
             early_stopping=train.early_stopping,
+            group_by_length=train.group_by_length,
             loss_scaling=loaded.compute_dtype == torch.float16,
             checkpoint_seconds=float(self.job.get("checkpoint_seconds", 30.0)),
         )
