@@ -177,8 +177,12 @@ def wrap(cell: Cell, loaded: LoadedBase, init_seed: int) -> Any:
 
     method = cell.adapter.method
     quantized = bool(loaded.census["quantized_share"])
-    if method == "olora" and any(type(loaded.model.get_submodule(name)).__name__ == "Conv1D" for name in loaded.assignment):
-        raise SpecError("PEFT cannot put olora on this base: it takes Conv1D's weight for its transpose", "adapter.method")
+    if method == "olora" and any(
+        type(loaded.model.get_submodule(name)).__name__ == "Conv1D" for name in loaded.assignment
+    ):
+        raise SpecError(
+            "PEFT cannot put olora on this base: it takes Conv1D's weight for its transpose", "adapter.method"
+        )
     if method in INITS and quantized:
         raise SpecError(
             f"{method} starts from the base's own weights: quantize afterwards, or use loftq here", "precision"

@@ -85,13 +85,13 @@ def _run(study: Study, out: Path | None, as_json: bool) -> None:
 
     outcome = run_study(study, out or Path("runs") / study.name, progress=for_stream(), report=write_report)
     if as_json:
-        print(json.dumps(_outcome_json(outcome), indent=1, ensure_ascii=False))
+        print(json.dumps(outcome_json(outcome), indent=1, ensure_ascii=False))
     else:
         _print_outcome(outcome)
     raise typer.Exit(outcome.exit_code)
 
 
-def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
     return {
         "folder": str(outcome.folder),
         "report": str(outcome.report) if outcome.report else None,

@@ -160,7 +160,7 @@ def _print(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         figures = {key: record.get(key) for key in ("eval_loss", "train_loss", "metrics", "steps", "wall_s")}
         adapter = str(layout.run(run) / "adapter") if state.status == "done" else None
-        shown = {**studies._outcome_json(outcome), "run": run, "adapter": adapter, **figures}
+        shown = {**studies.outcome_json(outcome), "run": run, "adapter": adapter, **figures}
         print(json.dumps(shown, indent=1, ensure_ascii=False))
         return
     for problem in outcome.problems:

@@ -65,6 +65,8 @@ def recipe(loaded: LoadedBase, cell: Cell) -> Recipe:
     codecs = set(loaded.assignment.values()) - UNQUANTIZED
     if not codecs:
         dtype = ROUND_TO.get(cell.default_precision, loaded.compute_dtype)
+        if cell.adapter.method == "full":  # saved as it was trained, not as the base was
+            dtype = TORCH_DTYPES.get(cell.adapter.dtype, torch.float32)
         return Recipe(str(dtype).removeprefix("torch."), compute, None, plain=True)
     if len(codecs) > 1:
         return Recipe(
@@ -237,7 +239,9 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Any, Any]:
     labels = tuple(record["audit"]["labels"]) if cell.task.classifies else ()
     base = find(cell.base.model, cell.base.revision)
     tokenizer = load_tokenizer(base, cell.base.add_tokens)
-    source = find(str(trained)) if cell.adapter.method == "full" else base
+    source = base
+    if cell.adapter.method == "full":  # saved as it was trained
+        source, cell = find(str(trained)), cell.model_copy(update={"precision": "fp32"})
     loaded = load_base(source, cell, place, storage="quantized", labels=labels, vocab=len(tokenizer))
     model: Any = deploy(loaded.model)
     if labels:

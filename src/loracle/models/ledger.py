@@ -69,7 +69,8 @@ def predict(
     adapter_width = _WIDTH.get(cell.adapter.dtype, 4)
     ledger["quantized_weights"] = quantized
     ledger["quantization_constants"] = constants
-    ledger["other_weights"] = (total_params - covered) * _WIDTH.get(cell.default_precision, 2)
+    other = 0 if cell.adapter.method == "full" else total_params - covered  # full fine-tuning trains them: "adapters"
+    ledger["other_weights"] = other * _WIDTH.get(cell.default_precision, 2)
     ledger["adapters"] = ledger["gradients"] = trainable * adapter_width
     ledger["optimizer"] = trainable * _STATE[cell.train.optimizer]
     return ledger

@@ -52,7 +52,7 @@ def pick_compute_dtype(wanted: str, precision: str, device: torch.device) -> str
         return "float32"
     if precision == "fp16":
         return "float16"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def pick_storage(cell: Cell) -> str:

@@ -42,11 +42,10 @@ def parse_study(raw: dict[str, Any], overrides: Sequence[str] = (), folder: Path
             raise SpecError(f"'{item}' is not KEY=VALUE", "--set")
         override(tree, path.strip(), read_yaml(text, f"--set {path}"))
     tree = canonical(tree)
-    tree["questions"] = [
-        {"name": q} if isinstance(q, str) else q for q in _list(tree.get("questions"), "questions")
-    ] or None
-    if tree["questions"] is None:
-        del tree["questions"]
+    if tree.get("questions") is None:
+        tree.pop("questions", None)
+    else:
+        tree["questions"] = [{"name": q} if isinstance(q, str) else q for q in _list(tree["questions"], "questions")]
     tree["vary"] = {name: _vary_values(name, values) for name, values in _mapping(tree.get("vary"), "vary").items()}
     study = validate(Study, tuples(tree))
     return local_paths(study, folder) if folder is not None else study

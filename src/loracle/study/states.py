@@ -62,7 +62,8 @@ def is_final(layout: StudyFolder, record: Mapping[str, Any] | None) -> bool:
     if record is None:
         return False
     if record.get("status") == "done":
-        return (layout.run(record["id"]) / "adapter" / "adapter_model.safetensors").is_file()
+        folder = layout.run(record["id"]) / "adapter"
+        return any((folder / name).is_file() for name in ("adapter_model.safetensors", "model.safetensors"))
     if record.get("status") == "failed":
         return (record.get("reload") or {}).get("passed") is False
     return record.get("status") in ALWAYS_FINAL

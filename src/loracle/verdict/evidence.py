@@ -198,3 +198,11 @@ def _pick(run: RunScores, values: npt.NDArray[Any], items: npt.NDArray[np.int64]
 
 def _matrix(runs: Sequence[RunScores], items: npt.NDArray[np.int64]) -> Array:
     return np.stack([_pick(s, s.loss, items) for s in runs])
+
+
+def lacks_score(evidence: StudyEvidence, cell: str, name: str) -> bool:
+    """Whether runs of the cell were scored, and not by this score: its task has none such."""
+    records = evidence.runs.get(cell, {}).values()
+    known = [r.get("metrics") or {} for r in records if any(v is not None for v in (r.get("metrics") or {}).values())]
+    items = [s.scores for r in records if (s := evidence.scores.get(str(r["id"]))) is not None and s.scores]
+    return bool(known) and not any(name in found for found in [*known, *items])

@@ -16,7 +16,7 @@ from loracle.verdict import claims, likeness, ranks, resources, statements
 from loracle.verdict.claims import Claim
 from loracle.verdict.comparisons import Comparison, Judged, judge_family
 from loracle.verdict.entries import Entry
-from loracle.verdict.evidence import StudyEvidence, has_score
+from loracle.verdict.evidence import StudyEvidence, has_score, lacks_score
 from loracle.verdict.knowledge import with_broken
 from loracle.verdict.scope import arms, compare, rank_of
 
@@ -103,7 +103,10 @@ def _claims(study: StudyEvidence, question: Question) -> list[Claim]:
 
 
 def _comparisons(study: StudyEvidence, claim: Claim, bundle: Any) -> list[Comparison]:
-    return [compare(study, claim, arm, study.cells[str(arm["reference"])], "precision", bundle) for arm in arms(study)]
+    pairs = [(arm, study.cells[str(arm["reference"])]) for arm in arms(study)]
+    if claim.metric in claims.SCORES:  # of several tasks, those that have this score
+        pairs = [pair for pair in pairs if not all(lacks_score(study, str(cell["id"]), claim.metric) for cell in pair)]
+    return [compare(study, claim, arm, twin, "precision", bundle) for arm, twin in pairs]
 
 
 def _standing(

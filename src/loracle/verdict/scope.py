@@ -5,6 +5,7 @@ rank.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from loracle.verdict.claims import Claim
@@ -166,7 +167,8 @@ def _by_factor(cell: Record) -> dict[str, Any]:
 
 def _identity(config: Mapping[str, Any], name: str) -> str:
     block = config.get(name) or {}
-    return str(block.get("name") or block.get("model") or block.get("fingerprint") or name)
+    data = PurePath(str(block["data"])).name if block.get("data") else None  # a task of the user's own has no name
+    return str(block.get("name") or block.get("model") or data or block.get("fingerprint") or name)
 
 
 def _own_settings(cell: Record) -> tuple[Any, ...]:
