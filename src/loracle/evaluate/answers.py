@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from loracle.adapters.forward import Answerer
-from loracle.evaluate.embedding import cosines
+from loracle.evaluate.embedding import base_encoder, cosines
 from loracle.evaluate.generate import eos_token_ids, final_answers, greedy
 from loracle.evaluate.latency import Timing, timed_answers
 from loracle.spec.study import Task
@@ -104,7 +104,8 @@ def generate_answers(
     texts, base_texts = [_decode(tokenizer, each) for each in ids], _decode(tokenizer, base_ids)
     scores, base_scores = score(texts, rows, data), score([base_texts], rows, data)
     references = [data.eval[i].reference or "" for i in rows]
-    likeness = cosines(base, tokenizer, [*texts, base_texts], references, device)
+    with base.answering(base=True):
+        likeness = cosines(base_encoder(base.model, tokenizer, device), [*texts, base_texts], references)
     scores["embedding_cosine"], base_scores["embedding_cosine"] = likeness[:-1], likeness[-1:]
     timings = []
     if task.latency_samples:

@@ -59,7 +59,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "agreement": (
         *_CELL, "reference", "n", "items", "token_match_mean", "token_match_low", "token_match_high", "exact_mean",
-        "at_least_0_95",
+        "embedding_cosine_mean", "at_least_0_95",
     ),
     "memory": (
         *_CELL, "storage", "gradient_checkpointing", "device", "component", "predicted_bytes", "measured_bytes",

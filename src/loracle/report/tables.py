@@ -126,7 +126,9 @@ def _agreement(data: StudyData) -> Iterator[dict[str, Any]]:
         found = summary("token_match", values)
         row = named(cell, cell.id) | {"reference": cell.reference, "n": found.pop("token_match_n"), **found}
         items = [int(v) for p in pairs if (v := number(p.get("items"))) is not None]
+        likeness = [v for p in pairs if (v := number(p.get("embedding_cosine"))) is not None]
         row |= {"items": max(items, default=None), "exact_mean": mean(exact)}
+        row |= {"embedding_cosine_mean": mean(likeness) if likeness else None}
         yield row | {"at_least_0_95": found["token_match_mean"] >= MATCH}
 
 

@@ -306,6 +306,10 @@ class Diagnose(Spec):
     null_runs: Annotated[int, Field(ge=0)] = Field(
         1, description="extra 16-bit runs for each reference cell: same init_seed, another order_seed"
     )
+    sentence_encoder: str | None = Field(
+        None, description="folder or hub id of an encoder for the likeness of two runs' answers; null: the 16-bit base"
+    )
+    later = frozenset({"sentence_encoder"})
 
 
 class Study(Cell):

@@ -26,7 +26,8 @@ def diagnose(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: C
     if not pairs and not agreement:
         return None
     used = sorted({pair[end] for pair in [*pairs, *agreement] for end in ("a", "b", "run", "twin") if end in pair})
-    inputs = digest([pairs, agreement, {run: done[run].get("adapter_sha256") for run in used}])
+    encoder = study.diagnose.sentence_encoder
+    inputs = digest([pairs, agreement, encoder, {run: done[run].get("adapter_sha256") for run in used}])
     folder = layout.job(DIAGNOSE)
     if _unchanged(layout, inputs):
         return None
@@ -38,6 +39,7 @@ def diagnose(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: C
         "threads": threads,
         "pairs": pairs,
         "agreement": agreement,
+        "sentence_encoder": encoder,
         "inputs_sha256": inputs,
     }
     end = crew.one(Job(folder, payload, "comparing adapters", threads))
