@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def load_plain(
 ) -> Any:
     """The base by Transformers alone, in evaluation mode; with ``labels`` as a classifier over them."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers.utils import logging as hf_logging
 
     extra: dict[str, Any] = {}
     if torch.cuda.is_available():  # else a base that comes quantized would go to the GPU by itself
@@ -124,6 +126,7 @@ def load_plain(
         extra |= {"num_labels": len(labels), **label_names(labels), "pad_token_id": pad_id}
     if how.quantization_config:
         extra["quantization_config"] = BitsAndBytesConfig(**how.quantization_config)
+    hf_logging.set_verbosity_error()  # a classifier's head is not in the base: that is known
     kind = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     model = kind.from_pretrained(
         source.resolved,
@@ -157,6 +160,7 @@ class Reloader:
         vocab: int | None = None,
     ) -> None:
         self.device = loaded.device
+        self.mixed: torch.dtype | None = None
         self.classifies = cell.task.classifies
         shown = labels if self.classifies else ()
         source = find(str(adapters[0])) if cell.adapter.method == "full" else loaded.source
@@ -174,7 +178,9 @@ class Reloader:
         if cell.adapter.method == "full":
             self.model: Any = base
             return
-        options = {"autocast_adapter_dtype": False, "torch_device": str(self.device)}
+        # Trained in float32 under autocast, so used like that: PEFT's own layers mix dtypes and fail without it.
+        self.mixed = loaded.compute_dtype if cell.alone and loaded.compute_dtype != torch.float32 else None
+        options = {"autocast_adapter_dtype": self.mixed is not None, "torch_device": str(self.device)}
         self.model = PeftModel.from_pretrained(base, adapters[0], adapter_name="run-0", **options)
         for i, folder in enumerate(adapters[1:], start=1):
             self.model.load_adapter(folder, adapter_name=f"run-{i}", **options)
@@ -193,11 +199,12 @@ class Reloader:
         predicted = np.zeros((1, len(rows)), dtype=np.int64) if self.classifies else None
         for items in batches_by_length([len(row.input_ids) for row in rows], 1, self.device.type, recorded=True):
             batch = collate([rows[i] for i in items], pad_id, self.device)  # type: ignore[misc]
-            if predicted is not None:
-                found, classes = self._classified(batch, [rows[i] for i in items])
-                predicted[0, items] = classes
-            else:
-                found = self._language(batch)
+            with nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed):
+                if predicted is not None:
+                    found, classes = self._classified(batch, [rows[i] for i in items])
+                    predicted[0, items] = classes
+                else:
+                    found = self._language(batch)
             sums[0, items] = found.double().cpu().numpy()
         return ItemLosses(sums, np.array([scored(row)[0].size for row in rows]), predicted)
 
