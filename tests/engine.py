@@ -84,3 +84,20 @@ def worst(first: dict[Any, Any], second: dict[Any, Any]) -> float:
     """Largest absolute difference between two adapters."""
     assert first.keys() == second.keys()
     return max(float((x - y).abs().max()) for key in first for x, y in zip(first[key], second[key], strict=True))
+
+
+def tiny_llama(folder: Path, vocab_size: int = 96, tied: bool = False) -> str:
+    """The folder of a Llama of two layers with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=vocab_size,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(1)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)

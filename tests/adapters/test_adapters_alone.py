@@ -21,6 +21,7 @@ from loracle.spec.methods import METHODS
 from loracle.spec.study import Adapter, Base, Cell, Task, Train
 from loracle.train.fit import Fit, FitSettings
 from tests.conftest import text_rows
+from tests.engine import tiny_llama
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -66,21 +67,7 @@ def check_reload(run: Trained, rows: list[Any], folder: Path, vocab: int | None 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("bases") / "llama"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=8192,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return Path(tiny_llama(tmp_path_factory.mktemp("llama"), 8192, tied=True))
 
 
 @pytest.mark.parametrize("method", [name for name in ALONE if name != "loftq"])

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from loracle.cli import main
-
 SQUAD = {
     "data": [
         {
@@ -35,17 +33,6 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "annotations.json").write_text(json.dumps([{"preference": p} for p in (2, 1, 1.5, 0, None)]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["eval", *arguments])
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 SQUAD_FILES = ("--data", "dev.json", "--predictions", "predictions.json")

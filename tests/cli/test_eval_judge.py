@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from loracle.cli import main
 from tests.evaluate.judging_stub import KEY, Http, longer, serving
 
 N = 24
@@ -35,17 +34,6 @@ def home(tmp_path, monkeypatch):
     write_json(tmp_path / "answers.json", mine)
     write_json(tmp_path / "ref.json", ref)
     return tmp_path
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["eval", *arguments])
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def alpaca(stub, *more: str) -> list[str]:

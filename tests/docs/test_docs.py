@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -14,6 +15,7 @@ import typer
 from loracle.cli.app import app
 from loracle.report.tables import COLUMNS
 from loracle.spec import parse_study
+from loracle.spec.methods import METHODS
 from loracle.spec.yaml import read_yaml
 from loracle.verdict.entries import KEYS
 from loracle.verdict.questions import KNOWN
@@ -91,6 +93,11 @@ def test_the_readmes_snippet_is_python_without_loracle() -> None:
     assert "loracle" not in snippet
 
 
+def test_every_python_snippet_is_python(page: Path) -> None:
+    for snippet in re.findall(r"```python\n(.*?)```", read(page), flags=re.DOTALL):
+        compile(snippet, page.name, "exec")
+
+
 def test_the_readmes_picture_is_small() -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(ROOT / "README.md"))
     assert pictures
@@ -114,6 +121,45 @@ def test_columns_and_keys_are_documented() -> None:
         assert re.findall(r"`(\w+)`", row.partition("|")[2].partition("|")[2]) == list(columns), name
     for key in KEYS:
         assert f"`{key}`" in text, key
+
+
+def test_keys_of_a_record_are_documented() -> None:
+    source = ast.parse(read(ROOT / "src" / "loracle" / "worker" / "records.py"))
+    dicts = [node for node in ast.walk(source) if isinstance(node, ast.Dict)]
+    keys = [{key.value for key in node.keys if isinstance(key, ast.Constant)} for node in dicts]
+    found = {key for one in keys for key in one if "cohort_size" in one or "peak_reason" in one or "optimizer" in one}
+    assert {"cohort_size", "peak_reason", "optimizer"} <= found
+    text = read(ROOT / "docs" / "files.md").partition("## runs/RUN/record.json")[2].partition("\n## ")[0]
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", text))))
+    assert found - words == set()
+
+
+def test_metrics_of_a_run_are_documented() -> None:
+    text = read(ROOT / "docs" / "files.md").partition("Keys of `metrics`")[2].partition("\n## ")[0]
+    shown = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)))
+    runs = COLUMNS["runs"]
+    begin, end = runs.index("perplexity"), runs.index("trainable_params")
+    assert sorted(shown) == sorted(runs[begin:end])
+
+
+def test_methods_are_as_they_are() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", read(ROOT / "docs" / "methods.md"), flags=re.MULTILINE)
+    table = {name: [cell.strip() for cell in rest.split("|")] for name, rest in rows if rest.count("|") == 4}
+    del table["method"]  # the heading
+    assert list(table) == list(METHODS)
+    for name, method in METHODS.items():
+        assert table[name][1:3] == ["yes" if has else "–" for has in (method.rank, method.targets)], name
+        assert re.sub(r":.*", "", method.source) in table[name][0] or name == "full", name
+
+
+def test_methods_for_linear_layers_only_are_named() -> None:
+    from tests.adapters.test_adapters_alone import LINEAR_ONLY, QUANTIZED
+
+    text = read(ROOT / "docs" / "methods.md")
+    rows = dict(re.findall(r"^\| `(\w+)` \|(?:[^|]*\|){3} ([^|]*\|[^|]*) \|$", text, flags=re.MULTILINE))
+    base = {name: [cell.strip() for cell in row.split("|")] for name, row in rows.items() if name in METHODS}
+    assert [name for name in METHODS if base[name][0] == "Linear"] == LINEAR_ONLY
+    assert [name for name in METHODS if base[name][1] in ("yes", "needs one")] == ["lora", *QUANTIZED]
 
 
 def test_every_question_is_explained() -> None:

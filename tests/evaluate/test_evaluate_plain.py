@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from loracle.adapters.cohort import attach, detach
-from loracle.evaluate.generate import greedy
 from loracle.adapters.forward import Untrained
+from loracle.evaluate.generate import greedy
 from loracle.evaluate.loss import batches_by_length, item_losses
 from tests.conftest import text_rows
 from tests.engine import RunSpec, base, member
@@ -60,7 +60,7 @@ def plain_losses(model: Any, rows: list[Any]) -> list[float]:
 
 
 def test_item_losses_are_those_of_plain_logits(trained: tuple[Any, Any]) -> None:
-    loaded, cohort = trained
+    _, cohort = trained
     rows = text_rows(9)
     found = item_losses(cohort, rows, 1, CPU)
     assert found.tokens.tolist() == [row.target_tokens for row in rows]
@@ -70,7 +70,7 @@ def test_item_losses_are_those_of_plain_logits(trained: tuple[Any, Any]) -> None
 
 
 def test_bypass_is_the_base_exactly(trained: tuple[Any, Any]) -> None:
-    loaded, cohort = trained
+    _, cohort = trained
     rows = text_rows(9)
     bypassed = item_losses(cohort, rows, 1, CPU, base=True)
     bare = base()
@@ -102,7 +102,7 @@ def answers(model: Any, prompts: list[list[int]], eos: int, new: int) -> list[li
 @pytest.mark.parametrize("members", [[1], [0, 1, 2]])
 def test_greedy_is_generate(trained: tuple[Any, Any], members: list[int]) -> None:
     """Prompts of unequal length (left padding), an eos that comes at unequal times, members that do not feel each other."""
-    loaded, cohort = trained
+    _, cohort = trained
     prompts = [row.prompt_ids or [] for row in text_rows(7)]
     assert len({len(p) for p in prompts}) > 2
     first = answers(merged(trained, members[0]), prompts, -1, 10)

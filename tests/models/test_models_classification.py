@@ -13,6 +13,7 @@ from loracle.models.linears import linear_map
 from loracle.models.load import LoadedBase, load_base, meta_model
 from loracle.models.source import find, load_config
 from loracle.spec.study import Cell, Task
+from tests.engine import tiny_llama
 
 LABELS = ("card lost", "refund", "top up")
 
@@ -31,19 +32,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The built-in base, and a tiny Llama with a language-model head of its own."""
     if request.param != "llama":
         return str(request.param)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=96,
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(1)
-    LlamaForCausalLM(config).save_pretrained(folder := tmp_path_factory.mktemp("llama"))
-    return str(folder)
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4", "int8"])

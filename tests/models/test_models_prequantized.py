@@ -21,7 +21,7 @@ from loracle.models.prequantized import assign_base, held
 from loracle.models.source import find, load_config, weight_shapes
 from loracle.spec.study import Cell, Task
 from tests.conftest import text_rows
-from tests.engine import RunSpec, base, train, worst
+from tests.engine import RunSpec, base, tiny_llama, train, worst
 
 KINDS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
@@ -57,19 +57,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=96,
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(1)
-    LlamaForCausalLM(config).save_pretrained(folder := tmp_path_factory.mktemp("llama"))
-    return str(folder)
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
 def cell(kind: str, **settings: Any) -> Cell:
