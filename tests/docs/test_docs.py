@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -160,6 +161,23 @@ def test_methods_for_linear_layers_only_are_named() -> None:
     base = {name: [cell.strip() for cell in row.split("|")] for name, row in rows.items() if name in METHODS}
     assert [name for name in METHODS if base[name][0] == "Linear"] == LINEAR_ONLY
     assert [name for name in METHODS if base[name][1] in ("yes", "needs one")] == ["lora", *QUANTIZED]
+
+
+def test_measured_figures_are_those_of_the_benchmarks() -> None:
+    text = read(ROOT / "docs" / "tasks.md")
+    banking, sst2, squad = (
+        json.loads(read(ROOT / "benchmarks" / f"2026-11-22-{name}.json"))
+        for name in ("banking77-cpu", "sst2-reference", "squad-reference")
+    )
+    for scores in (banking["metrics"], *banking["beside"].values()):
+        assert f"| {scores['accuracy']:.4f} | {scores['macro_f1']:.4f} |" in text
+    for scores in (sst2, squad):
+        for name, x in scores["interval_over_seeds"].items():
+            shown = f"{x['mean']:.4f} [{x['low']:.4f}, {x['high']:.4f}]"
+            assert shown in text or (name == "eval_loss" and scores is sst2), shown
+    first = next(iter(squad["by_seed"].values()))
+    for name in ("exact_match", "f1", "eval_loss"):
+        assert f"| {first[f'base_{name}']:.4f} |" in text
 
 
 def test_every_question_is_explained() -> None:

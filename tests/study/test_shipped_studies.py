@@ -130,6 +130,20 @@ TRAINABLE: dict[str, dict[str, int]] = {
         **{f"{p}-r8-qkvo-tinyllama-1.1b-chat-v1.0": 8 * TINY_QKVO for p in ("bf16", "int8")},
     },
     "rank-by-task": rank_by_task(),
+    "methods-gpt2": {
+        **{f"bf16-r8-c_attn{more}": 786_432 for more in ("", "-rslora", "-lp8")},
+        "nf4-r8-c_attn": 786_432,
+        **{f"{p}-dora-r8-c_attn": 786_432 + 24 * 3072 for p in ("bf16", "nf4")},  # a magnitude for each output
+        "bf16-pissa-r8-c_attn": 786_432,
+        "nf4-loftq-r8-c_attn": 786_432,
+        "bf16-adalora-r8-c_attn-lr0.002": 24 * 12 * (C_ATTN + 1),  # half again the rank, and a value for each
+        **{f"{p}-ia3-c_attn-lr0.01": 24 * 3072 for p in ("bf16", "nf4")},
+        "bf16-ln-tuning-lr0.002": (2 * 24 + 1) * 2 * 1024,
+        "bf16-vera-r8-c_attn-lr0.01": 24 * (3072 + 8),
+        **{f"{p}-prefix-tuning-lr0.01": 20 * 24 * 2 * 1024 for p in ("bf16", "nf4")},
+        "bf16-prompt-tuning-lr0.03": 20 * 1024,
+        "bf16-full-lr5e-05": MEDIUM_TOTAL,
+    },
 }
 TOTAL = {
     "qlora-diagnostic-gpt2": {"nf4-r8-c_attn": MEDIUM_TOTAL + 786_432},
@@ -143,6 +157,7 @@ TOTAL = {
         "int8-r8-qkvo-tinyllama-1.1b-chat-v1.0": 1_100_048_384 + 8 * TINY_QKVO,
     },
     "rank-by-task": {"bf16-r2-all-linear-intents.jsonl": MEDIUM_TOTAL + 2 * MEDIUM_ALL + 2048},
+    "methods-gpt2": {"bf16-full-lr5e-05": MEDIUM_TOTAL, "bf16-ia3-c_attn-lr0.01": MEDIUM_TOTAL + 24 * 3072},
 }
 
 
@@ -279,7 +294,7 @@ def test_it_plans_from_configs_alone(plan_of: Callable[..., dict[str, Any]], nam
 @pytest.mark.parametrize("name", sorted(TRAINABLE))
 def test_arms_differ_in_precision_alone(plan_of: Callable[..., dict[str, Any]], name: str) -> None:
     cells = plan_of(name)["cells"]
-    quantized = [cell for cell in cells if cell["precision"] in ("nf4", "int4", "int8")]
+    quantized = [c for c in cells if c["precision"] in ("nf4", "int4", "int8") and c["method"] != "loftq"]  # no twin
     assert quantized
     for cell in quantized:
         assert cell["reference"] is not None, cell["label"]
@@ -393,6 +408,7 @@ SHRUNK: dict[str, tuple[str, ...]] = {
                         "task.generate_samples=null"),
     "dialogpt-banking77": (*TINY, f"task.data={LIBRARY / 'banking77-10.train.csv'}", "compute_dtype=auto"),
     "chat-gpt2-tinyllama": (*TINY, *SHORT, "vary.base=[gpt2-demo, LLAMA]", "task.latency_samples=2"),
+    "methods-gpt2": (*TINY, *SHORT, "task.data=data/instructions.jsonl"),
     "rank-by-task": (*(item for item in TINY if not item.startswith("task.")), "vary.rank=[2,8]", "VARY_TASK"),
 }  # fmt: skip
 """The ``--set`` of each study that make it small. LLAMA is a tiny model made on the spot."""

@@ -14,7 +14,7 @@ from loracle.base.errors import DataError, SpecError
 from loracle.spec.load import tuples
 from loracle.spec.study import Task
 from loracle.tasks import cache
-from loracle.tasks.dataset import build
+from loracle.tasks.dataset import build, labels_of
 from loracle.tasks.library import load_task
 from loracle.tasks.rows import IGNORE, Row
 
@@ -205,3 +205,12 @@ def test_class_labels_of_the_hub_are_their_names(tokenizer: Any, tmp_path: Path,
     assert [row.label for row in made.eval] == ["age limit"]
     assert made.audit["unknown_eval_labels"] == 1  # "other"
     assert made.audit["dropped"] == {"evaluation: label is empty": 1}  # -1: hidden
+
+
+def test_labels_are_known_without_a_tokenizer(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("text,label\n" + "".join(f"query {i},{'abc'[i % 3]}_x\n" for i in range(30)))
+    assert labels_of(Task(data=str(file), type="classification")) == ("a x", "b x", "c x")
+    assert len(labels_of(Task(name="banking77"))) == 77
+    with pytest.raises(DataError):
+        labels_of(Task(data="nobody/such-a-data-set", type="classification"))

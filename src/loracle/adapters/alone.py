@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from loracle.adapters.adalora import allocation, keep_what_is_there, restore_allocation
 from loracle.adapters.batch import CohortBatch
 from loracle.adapters.flat import FlatParameters
 from loracle.adapters.forward import head_logits, scored_hidden
 from loracle.adapters.loftq import start_from_error
-from loracle.adapters.methods import INITS, peft_config
+from loracle.adapters.methods import INITS, check_saved, peft_config
 from loracle.base.errors import LoracleError, SpecError, one_line
 from loracle.models.linears import Linear
 from loracle.models.load import LoadedBase
-from loracle.spec.study import Cell
+from loracle.spec.methods import VIRTUAL
+from loracle.spec.study import UNQUANTIZED, Cell
 from loracle.store.files import file_sha256
 
 NEED_VALUES = ("boft", "shira")  # PEFT makes masks or permutations of theirs at once, which the meta device cannot
-VIRTUAL = ("prefix_tuning", "prompt_tuning", "p_tuning")  # their tokens stand before the row's own
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ class Alone:
         """AdaLoRA moves its ranks."""
         if self.cell.adapter.method == "adalora":
             self.adapter.base_model.update_and_allocate(step)
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """AdaLoRA's importances and masks."""
+        return allocation(self.adapter) if self.cell.adapter.method == "adalora" else {}
+
+    def restore_extra(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """What ``extra_state`` gave."""
+        if self.cell.adapter.method == "adalora":
+            restore_allocation(self.adapter, tensors)
 
     def penalty(self) -> torch.Tensor | float:
         """AdaLoRA's orthogonality (Zhang et al. 2023, equation 4), in training only; 0 for everything else."""
@@ -154,6 +164,8 @@ class Alone:
             self.model.save_pretrained(folder, max_shard_size="1000GB")
             return file_sha256(folder / "model.safetensors")
         config = self.adapter.peft_config["default"]
+        if self.cell.adapter.method == "adalora":
+            keep_what_is_there(self.adapter)
         config.base_model_name_or_path, config.revision = base, revision
         extra = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
         self.adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, **extra)
@@ -177,9 +189,23 @@ def wrap(cell: Cell, loaded: LoadedBase, init_seed: int) -> Any:
 
     method = cell.adapter.method
     quantized = bool(loaded.census["quantized_share"])
-    if method == "olora" and any(
-        type(loaded.model.get_submodule(name)).__name__ == "Conv1D" for name in loaded.assignment
-    ):
+    check_method(cell, loaded.model, loaded.linears, loaded.device)
+    config = peft_config(cell, loaded.model, loaded.linears, init_seed)
+    _seed_head(loaded.model, cell, init_seed)
+    with _refusing(method):
+        adapter: Any = get_peft_model(loaded.model, config)
+    if method == "loftq":
+        start_from_error(adapter, cell, loaded)
+    if method == "adalora" and quantized:
+        _own_outputs(loaded)
+    adapter.train()
+    return adapter
+
+
+def check_method(cell: Cell, model: nn.Module, linears: Sequence[Linear], device: torch.device) -> None:
+    """Raise ``SpecError`` for what cannot work on this base; ``model`` may be one on the meta device, without quantization."""
+    method, quantized = cell.adapter.method, bool(cell.precision_names - UNQUANTIZED)
+    if method == "olora" and any(type(model.get_submodule(line.name)).__name__ == "Conv1D" for line in linears):
         raise SpecError(
             "PEFT cannot put olora on this base: it takes Conv1D's weight for its transpose", "adapter.method"
         )
@@ -187,20 +213,31 @@ def wrap(cell: Cell, loaded: LoadedBase, init_seed: int) -> Any:
         raise SpecError(
             f"{method} starts from the base's own weights: quantize afterwards, or use loftq here", "precision"
         )
+    if method in INITS and (cell.task.classifies or cell.adapter.modules_to_save or cell.base.add_tokens):
+        raise SpecError(
+            f"PEFT turns {method} into a LoRA when it is saved, and cannot where modules are trained beside it "
+            "(a classification head, modules_to_save, add_tokens)",
+            "adapter.method",
+        )
     if method == "loftq" and not quantized:
         raise SpecError("loftq makes up for quantization, and this base has none", "precision")
-    config = peft_config(cell, loaded.model, loaded.linears, init_seed)
-    _seed_head(loaded.model, cell, init_seed)
+    if method == "dora" and "int8" in cell.precision_names and device.type == "cpu":
+        raise SpecError("PEFT's dora loses the constants of int8 layers on a CPU: use nf4, or a GPU", "precision")
+    if method == "prefix_tuning" and cell.train.gradient_checkpointing:
+        raise SpecError(
+            "prefix_tuning hands keys and values to every layer, which checkpointing drops: switch it off",
+            "train.gradient_checkpointing",
+        )
+    check_saved(cell, model)
+
+
+@contextmanager
+def _refusing(method: str) -> Iterator[None]:
+    """What PEFT refuses, as one line."""
     try:
-        adapter: Any = get_peft_model(loaded.model, config)
+        yield
     except (ValueError, TypeError, NotImplementedError, KeyError, RuntimeError) as error:
         raise SpecError(f"PEFT cannot put {method} on this base: {one_line(error)}", "adapter.method") from None
-    if method == "loftq":
-        start_from_error(adapter, cell, loaded)
-    if method == "adalora" and quantized:
-        _own_outputs(loaded)
-    adapter.train()
-    return adapter
 
 
 def _own_outputs(loaded: LoadedBase) -> None:
@@ -236,6 +273,6 @@ def count_trainable(cell: Cell, model: nn.Module, linears: Sequence[Linear]) -> 
     place = "cpu" if cell.adapter.method in NEED_VALUES else "meta"
     if place == "cpu":
         model.to_empty(device=place)  # untouched memory is not taken
-    with torch.device(place):
+    with torch.device(place), _refusing(cell.adapter.method):
         adapter = get_peft_model(model, config, low_cpu_mem_usage=place == "meta")
     return sum(p.numel() for p in adapter.parameters() if p.requires_grad)

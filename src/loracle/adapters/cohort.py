@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -169,6 +169,13 @@ class Cohort:
     def end_step(self, step: int) -> None:
         """The step is taken: dropout is off."""
         self.state.training = False
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """LoRA is its parameters."""
+        return {}
+
+    def restore_extra(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Nothing to restore."""
 
     def penalty(self) -> float:
         """LoRA has none."""

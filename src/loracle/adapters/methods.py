@@ -27,6 +27,18 @@ _ALPHA = ("lora_alpha", "alpha")
 _DROPOUT = ("lora_dropout", "vera_dropout", "randlora_dropout", "module_dropout", "dropout")
 
 
+# Options that a setting of the study says already, or that say what the adapter is.
+_LORACLES = {
+    **dict.fromkeys(_RANK, ": use adapter.rank"),
+    **dict.fromkeys(_ALPHA, ": use adapter.alpha"),
+    **dict.fromkeys(_DROPOUT, ": use adapter.dropout"),
+    "modules_to_save": ": use adapter.modules_to_save",
+    "use_rslora": ": rslora goes with lora",
+    "use_dora": ": use adapter.method",
+    **dict.fromkeys(("task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision"), ""),
+}
+
+
 def peft_config(cell: Cell, model: nn.Module, linears: Sequence[Linear], init_seed: int) -> Any:
     """The method's own config. Raises ``SpecError`` for an option that PEFT does not know or does not take."""
     from peft import PeftType
@@ -39,6 +51,8 @@ def peft_config(cell: Cell, model: nn.Module, linears: Sequence[Linear], init_se
     for option in adapter.options:
         if option not in known:
             raise SpecError(f"PEFT's {kind.__name__} has no such option, {suggest(option, known)}", _at(option))
+        if option in _LORACLES:
+            raise SpecError(f"loracle sets it{_LORACLES[option]}", _at(option))
     try:
         return kind(**{**settings, **adapter.options})
     except (TypeError, ValueError) as error:
@@ -58,7 +72,10 @@ def _settings(
         found |= {name: adapter.rank for name in _RANK if name in known}
         found |= {name: _whole(adapter.alpha_value) for name in _ALPHA if name in known}
     if method.targets:
+        if "target_modules" in adapter.options:
+            raise SpecError("loracle sets it: use adapter.targets", _at("target_modules"))
         found["target_modules"] = modules_of(cell, linears)
+    found |= {"use_rslora": True} if adapter.rslora else {}
     found |= {name: adapter.dropout for name in _DROPOUT if name in known and adapter.dropout}
     extra = _own(cell, model, linears, init_seed)
     saved = [*adapter.modules_to_save, *(_embeddings(model) if cell.base.add_tokens else ())]
@@ -119,6 +136,17 @@ def norms(model: nn.Module) -> list[str]:
     if not found:
         raise SpecError("the base has no layer norm to tune", "adapter.method")
     return found
+
+
+def check_saved(cell: Cell, model: nn.Module) -> None:
+    """Every one of ``adapter.modules_to_save`` names a module: PEFT passes over one that does not."""
+    known = [name for name, _ in model.named_modules() if name]
+    for wanted in cell.adapter.modules_to_save:
+        if not any(name == wanted or name.endswith("." + wanted) for name in known):
+            short = {name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()}
+            raise SpecError(
+                f"'{wanted}' is no module of this base, {suggest(wanted, short)}", "adapter.modules_to_save"
+            )
 
 
 def _embeddings(model: nn.Module) -> list[str]:

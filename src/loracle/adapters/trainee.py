@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -48,6 +48,14 @@ class Trainee(Protocol):
 
     def end_step(self, step: int) -> None:
         """After the update of optimizer step ``step``."""
+        ...
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """What the next steps depend on beside ``flat``, for a checkpoint."""
+        ...
+
+    def restore_extra(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """What ``extra_state`` gave."""
         ...
 
     def penalty(self) -> torch.Tensor | float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from loracle.adapters.alone import count_trainable
+from loracle.adapters.alone import check_method, count_trainable
 from loracle.adapters.cohort import Member
 from loracle.adapters.targets import Site, check_rank, resolve_targets, trainable_params
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
@@ -38,7 +38,7 @@ from loracle.spec.study import UNQUANTIZED, Cell
 from loracle.store.files import replacing
 from loracle.store.layout import StudyFolder
 from loracle.tasks.collate import pad_token_id
-from loracle.tasks.dataset import build
+from loracle.tasks.dataset import build, labels_of
 from loracle.tasks.rows import Tokenized
 
 Say = Callable[..., None]
@@ -225,7 +225,9 @@ class Inspection:
         """Trainable parameters of one run, its classification head included."""
         labels = self.labels(cell, data)
         if cell.alone:
-            return count_trainable(cell, meta_model(base.config, labels=labels), base.linears)
+            model = meta_model(base.config, labels=labels)
+            check_method(cell, model, base.linears, self.device)
+            return count_trainable(cell, model, base.linears)
         head = (labels or 0) * int(base.config.hidden_size)
         return trainable_params(self.sites(cell, base), cell.adapter.rank) + head
 
@@ -233,12 +235,12 @@ class Inspection:
         """How many labels a cell that classifies has: of the data, else as the task says."""
         if not cell.task.classifies:
             return None
-        known = data.labels if data else cell.task.labels
-        if not known:
+        try:
+            return len(data.labels if data else labels_of(cell.task))
+        except DataError as error:
             raise SpecError(
-                "the data cannot be read here, so name the labels to count the head's parameters", "task.labels"
-            )
-        return len(known)
+                f"name the labels, which count the head's parameters: {one_line(error)}", "task.labels"
+            ) from None
 
     def sites(self, cell: Cell, base: Base) -> list[Site]:
         """Where the cell's adapters go."""

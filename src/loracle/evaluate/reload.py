@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from loracle.adapters.alone import VIRTUAL
 from loracle.adapters.batch import Row, scored
 from loracle.evaluate.loss import ItemLosses, batches_by_length
 from loracle.models.load import LoadedBase, load_base, pick_device
@@ -27,6 +26,7 @@ from loracle.models.prequantized import evaluates_plainly
 from loracle.models.pretrained import resize_vocabulary
 from loracle.models.source import Source, find, load_tokenizer
 from loracle.spec.factors import cell_from_config
+from loracle.spec.methods import VIRTUAL
 from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED, Cell
 from loracle.store.files import read_json
 from loracle.tasks.collate import Batch, collate, pad_token_id

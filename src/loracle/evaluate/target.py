@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from loracle.adapters.alone import VIRTUAL, Alone
+from loracle.adapters.alone import Alone
 from loracle.adapters.forward import Answerer, Untrained
 from loracle.base.errors import ModelError, one_line
 from loracle.models.load import LoadedBase, load_base
 from loracle.models.precision import deploy
 from loracle.models.source import Source
-from loracle.spec.methods import METHODS
+from loracle.spec.methods import METHODS, VIRTUAL
 from loracle.spec.study import Cell
 from loracle.store.files import read_json
 

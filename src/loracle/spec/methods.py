@@ -45,3 +45,5 @@ METHODS: dict[str, Method] = {
     "shira": Method("SHIRA", True, True, "Bhardwaj et al. 2024: a sparse share of the weights"),
 }
 """Method name → what it is."""
+
+VIRTUAL = ("prefix_tuning", "prompt_tuning", "p_tuning")  # their tokens stand before the row's own

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from loracle.base.names import is_safe, suggest
-from loracle.spec.methods import METHODS
+from loracle.spec.methods import METHODS, VIRTUAL
 
 Precision = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8", "int4", "int3", "int2"]
 PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8", "int4", "int3", "int2")
@@ -63,6 +63,14 @@ class Base(Spec):
         (), description="new tokens for the tokenizer; embeddings and head are then trained too (the run trains alone)"
     )
     later = frozenset({"add_tokens"})
+
+    @model_validator(mode="after")
+    def _check(self) -> Base:
+        if not all(token.strip() for token in self.add_tokens):
+            raise ValueError("add_tokens: an empty token is in no text")
+        if len(set(self.add_tokens)) != len(self.add_tokens):
+            raise ValueError("add_tokens: each may stand once")
+        return self
 
 
 class Task(Spec):
@@ -213,7 +221,7 @@ class Train(Spec):
         if self.best_checkpoint and self.eval_every is None:
             raise ValueError("best_checkpoint needs eval_every, the steps at which the evaluation loss is taken")
         if self.early_stopping is not None and self.eval_every is None:
-            raise ValueError("early_stopping needs eval_every, the steps at which the evaluation loss is taken")
+            raise ValueError("early_stopping: needs eval_every, the steps at which the evaluation loss is taken")
         return self
 
 
@@ -274,6 +282,12 @@ class Cell(Spec):
             raise ValueError(
                 f"precision: full fine-tuning trains every weight, so none can be {self.default_precision}"
             )
+        if self.task.classifies and self.adapter.method in VIRTUAL:
+            raise ValueError(
+                f"adapter.method: {self.adapter.method} goes with generation, not with a classification head"
+            )
+        if self.alone and self.adapter.loraplus_ratio != 1:
+            raise ValueError("adapter.loraplus_ratio: LoRA+ is for cohorts; modules_to_save and add_tokens train alone")
         if self.storage == "dequantized" and self.alone:
             raise ValueError(f"storage: {self.adapter.method} trains through PEFT, in quantized storage only")
         if self.storage == "dequantized" and "int8" in self.precision_names:

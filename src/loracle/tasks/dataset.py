@@ -82,6 +82,20 @@ def build(task: Task, tokenizer: Any, tokenizer_fingerprint: str, cache_root: Pa
     return made
 
 
+def labels_of(task: Task) -> tuple[str, ...]:
+    """The labels of a classification task, read without a tokenizer: those that ``build`` gives.
+
+    Raises as ``build`` does.
+    """
+    task = load_task(task)
+    if task.labels is None:
+        _check(task)
+        _, parsed, parsed_eval = _parse(task, *sources(task))
+        train, _, _ = _select(task, parsed, parsed_eval)
+        return _labels(task, [example for _, example in train])
+    return _labels(task, [])
+
+
 def plain_text(tokenizer: Any, max_length: int) -> list[Row]:
     """The package's public-domain prose as rows of at most ``max_length`` tokens, for what was forgotten."""
     texts = [str(row["text"]) for row in read_jsonl(LIBRARY / "plain-text.jsonl")]
@@ -97,6 +111,8 @@ def _check(task: Task) -> None:
         raise SpecError("name a file or a hub data set", "task.data")
     if task.classifies and task.train_on_inputs:
         raise SpecError("a classification scores no tokens: it is for generation", "task.train_on_inputs")
+    if task.latency_samples and (task.classifies or task.format == "text" or not task.generate):
+        raise SpecError("there are no answers to time: it is for tasks that generate", "task.latency_samples")
     answers = task.generate and task.format != "text" and not task.classifies
     if answers and task.max_new_tokens >= task.max_length:
         problem = f"must be below task.max_length ({task.max_length}): prompt and answer share it"
@@ -232,7 +248,7 @@ def _check_targets(train: list[Cut], evaluation: list[Cut], lost: list[Cut], los
             raise DataError(f"none of the {len(gone)} {name} rows has a token to learn from, {cause}", where or "")
 
 
-def _labels(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
+def _labels(task: Task, rows: Sequence[Row] | Sequence[Example]) -> tuple[str, ...]:
     """The label set in words: ``task.labels`` as given, else those of the training rows, sorted."""
     if task.labels is not None:
         return tuple(dict.fromkeys(label_words(label) for label in task.labels))

@@ -26,6 +26,8 @@ from loracle.train.order import DataOrder
 from loracle.train.patience import Patience
 from loracle.train.scaling import LossScale
 
+EXTRA = "trainee."  # in a checkpoint: the trainee's own state beside its parameters
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -219,6 +221,7 @@ class Fit:
         }
         tensors |= {f"scale.{name}": value for name, value in self.scale.tensors().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
+        tensors |= {f"{EXTRA}{name}": value for name, value in self.cohort.extra_state().items()}
         if self.best_data is not None:
             tensors["best_data"] = self.best_data
         state = {
@@ -234,7 +237,10 @@ class Fit:
         """Go on from ``checkpoint``; metrics are cut back to it."""
         targets = self.checkpoint().tensors
         for name, tensor in checkpoint.tensors.items():
-            targets[name].copy_(tensor)
+            if not name.startswith(EXTRA):
+                targets[name].copy_(tensor)
+        extra = {name.removeprefix(EXTRA): t for name, t in checkpoint.tensors.items() if name.startswith(EXTRA)}
+        self.cohort.restore_extra(extra)
         if isinstance(self.optimizer, BitsAndBytesAdamW):
             self.optimizer.resume(checkpoint.step)
         self.done_steps = checkpoint.step

@@ -74,7 +74,7 @@ def write_run(
             "cohort_size": len(job.members),
             "reload": reload,
             "adapter_sha256": sha256,
-            **peak(cohort),
+            **peak(job.peak, cohort.size),
             "tensor_bytes": tensor_bytes(loaded, cohort, fit),
             "modules": adapted_modules(loaded, cohort, k),
             "eval_file": job.job.get("eval_file"),
@@ -98,16 +98,13 @@ def adapted_modules(loaded: LoadedBase, cohort: Cohort | Alone, k: int) -> dict[
     }
 
 
-def peak(cohort: Cohort | Alone) -> dict[str, Any]:
-    """Peak memory of a run that trained by itself; otherwise why there is none."""
-    if not torch.cuda.is_available():
+def peak(measured: int | None, members: int) -> dict[str, Any]:
+    """Peak memory of a run that trained by itself, up to its last step; otherwise why there is none."""
+    if measured is None:
         return {"peak_allocated_bytes": None, "peak_reason": "the CPU allocator keeps no peak: measured on a GPU only"}
-    if cohort.size > 1:
-        return {
-            "peak_allocated_bytes": None,
-            "peak_reason": f"shared with {cohort.size - 1} runs: the probe has its own",
-        }
-    return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reason": None}
+    if members > 1:
+        return {"peak_allocated_bytes": None, "peak_reason": f"shared with {members - 1} runs: the probe has its own"}
+    return {"peak_allocated_bytes": measured, "peak_reason": None}
 
 
 def head_params(loaded: LoadedBase) -> int:

@@ -75,6 +75,7 @@ class TrainJob:
         self.members = [MemberJob.read(entry) for entry in job["members"]]
         self.cell = self.members[0].cell
         self.notes: list[str] = []
+        self.peak: int | None = None
         self.trackers = Trackers(job.get("track", ()), job.get("study", folder.root.name), folder, self.members)
 
     def run(self) -> dict[str, Any]:
@@ -100,8 +101,9 @@ class TrainJob:
         ):
             return {"status": "interrupted", "reason": f"stopped after step {fit.done_steps}", "step": fit.done_steps}
         self.stop.now()
+        self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None  # of training alone
         fit.finish()
-        hashes = self.save_adapters(loaded, cohort, data)
+        hashes = self.save_adapters(loaded, cohort, fit.settings.pad_id)
         evaluation = evaluate(loaded, cohort, self.cell, data, tokenizer, self.say)
         return self.record(loaded, cohort, fit, data, evaluation, hashes)
 
@@ -195,12 +197,18 @@ class TrainJob:
             set_base_dropout(loaded.model, on=True)
         return list(values)
 
-    def save_adapters(self, loaded: LoadedBase, cohort: Cohort | Alone, data: Tokenized) -> list[str]:
-        """Every run's adapter folder (a classifier's labels in its ``config.json``); the SHA-256 of each weights file."""
-        base, revision = loaded.source.resolved, loaded.source.revision
-        if self.cell.task.classifies:
+    def save_adapters(self, loaded: LoadedBase, cohort: Cohort | Alone, pad_id: int) -> list[str]:
+        """Every run's adapter folder (a classifier's labels and pad token in its ``config.json``); the SHA-256 of each weights file."""
+        hashes = self.save_weights(loaded, cohort)
+        if self.cell.task.classifies:  # after the weights: full fine-tuning writes a config of its own
+            config = loaded.model.config.to_dict() | {"pad_token_id": pad_id}
             for m in self.members:
-                write_json(self.folder.run(m.run) / "adapter" / "config.json", loaded.model.config.to_dict())
+                write_json(self.folder.run(m.run) / "adapter" / "config.json", config)
+        return hashes
+
+    def save_weights(self, loaded: LoadedBase, cohort: Cohort | Alone) -> list[str]:
+        """The adapters' own files; the SHA-256 of each weights file."""
+        base, revision = loaded.source.resolved, loaded.source.revision
         if isinstance(cohort, Alone):
             return [cohort.save(self.folder.run(self.members[0].run) / "adapter", base, revision)]
         return [
@@ -236,7 +244,6 @@ class TrainJob:
         }
         self.trackers.finish()
         checkpoint.clear(self.place)
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         return {
             "status": "done",
             "reason": None,
@@ -244,7 +251,7 @@ class TrainJob:
             "wall_s": fit.elapsed_s,
             "reload_s": time.monotonic() - started,
             "evaluate_s": evaluation.seconds,
-            "peak_allocated_bytes": peak,
+            "peak_allocated_bytes": self.peak,
             "device": device_name(loaded.device),
             "notes": self.notes,
         }
