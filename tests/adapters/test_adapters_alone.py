@@ -58,6 +58,7 @@ def check_reload(run: Trained, rows: list[Any], folder: Path, vocab: int | None 
     run.who.save(folder, run.loaded.source.resolved, None)
     how = recipe(run.loaded, run.cell)
     deploy(run.loaded.model)
+    run.who.as_used()
     ours = item_losses(run.who, rows, 1, CPU, alone=0)
     theirs = Reloader(run.loaded, run.cell, how, [folder], vocab=vocab).item_losses(0, rows, 1)
     assert abs(ours.mean[0] - theirs.mean[0]) < 1e-4
@@ -99,6 +100,32 @@ def test_methods_train_on_a_quantized_base(method: str, tmp_path: Path) -> None:
     run = trained(cell_of(method, "nf4"), rows, 2)
     assert run.loaded.storage == "quantized"
     check_reload(run, rows[:6], tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(("method", "saved"), [("ln_tuning", ()), ("dora", ("ln_f",)), ("ia3", ())])
+def test_on_16_bit_compute_copies_come_back_rounded_and_are_recorded_so(
+    method: str, saved: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = text_rows(12)
+    run = trained(cell_of(method, "bf16", compute_dtype="bfloat16", adapter={"modules_to_save": saved}), rows, 2)
+    run.who.save(tmp_path, run.loaded.source.resolved, None)
+    how = recipe(run.loaded, run.cell)
+    deploy(run.loaded.model)
+    run.who.as_used()
+    ours = item_losses(run.who, rows, 1, CPU, alone=0)
+    theirs = Reloader(run.loaded, run.cell, how, [tmp_path]).item_losses(0, rows, 1)
+    assert abs(ours.mean[0] - theirs.mean[0]) < 5e-3
+
+
+def test_dora_on_4_bits_is_the_same_in_evaluation_mode(tmp_path: Path) -> None:
+    """bitsandbytes repacks weights in eval() on some CPUs, and PEFT's DoRA reads them all the same: they are kept as they are."""
+    rows = text_rows(12)
+    run = trained(cell_of("dora", "nf4"), rows, 3)
+    before = item_losses(run.who, rows, 1, CPU, alone=0)
+    deploy(run.loaded.model)
+    first, second = (item_losses(run.who, rows, 1, CPU, alone=0) for _ in range(2))
+    assert abs(before.mean[0] - first.mean[0]) < 1e-5
+    assert abs(first.mean[0] - second.mean[0]) < 1e-6
 
 
 def test_a_run_is_a_function_of_its_seeds() -> None:

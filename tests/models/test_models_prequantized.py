@@ -171,12 +171,14 @@ def test_another_quantizers_folder_is_refused(tmp_path: Path) -> None:
 def test_the_plain_way_to_load_it(make: Maker, kind: str) -> None:
     ready = base(make(kind), kind, double_quant=DOUBLE[kind])
     how = recipe(ready, cell(kind))
-    assert how.quantization_config is None  # the folder has its own
     if kind == "fp4":  # its config says bfloat16
         assert not how.plain
         assert "compute in bfloat16 (here float32)" in str(how.why)
         return
     assert how.plain
+    # the folder has its own; but quantization_config=None would make Transformers load it as if it were not quantized
+    compute = {} if kind == "int8" else {"bnb_4bit_compute_dtype": "float32"}
+    assert how.quantization_config == KINDS[kind] | compute
     tokens = torch.arange(20).unsqueeze(0)
     with torch.no_grad():
         plain = load_plain(ready.source, how, CPU)(input_ids=tokens).logits

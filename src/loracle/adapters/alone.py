@@ -140,6 +140,13 @@ class Alone:
         answer = found[len(prompt) :] if found[: len(prompt)] == list(prompt) else found
         return [t for t in answer if t not in set(eos_ids)]
 
+    def as_used(self) -> None:
+        """Trained copies of the base's own modules (layer norms, ``modules_to_save``) come back in the base's dtype wherever the
+        adapter is loaded: round them so before they are evaluated. They have been saved as they were trained."""
+        for name, parameter in (self.adapter or nn.Module()).named_parameters():
+            if parameter.requires_grad and ("modules_to_save" in name or "ln_tuning_layers" in name):
+                parameter.data = parameter.data.to(self.loaded.compute_dtype)
+
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.loaded.compute_dtype
         if dtype == torch.float32:
@@ -221,6 +228,10 @@ def check_method(cell: Cell, model: nn.Module, linears: Sequence[Linear], device
         )
     if method == "loftq" and not quantized:
         raise SpecError("loftq makes up for quantization, and this base has none", "precision")
+    if method == "loftq" and getattr(model.config, "quantization_config", None) is not None:
+        raise SpecError(
+            "loftq compares with the base before quantization, and this one comes quantized", "adapter.method"
+        )
     if method == "dora" and "int8" in cell.precision_names and device.type == "cpu":
         raise SpecError("PEFT's dora loses the constants of int8 layers on a CPU: use nf4, or a GPU", "precision")
     if method == "prefix_tuning" and cell.train.gradient_checkpointing:

@@ -21,7 +21,7 @@ from peft import PeftModel
 from loracle.adapters.batch import Row, scored
 from loracle.evaluate.loss import ItemLosses, batches_by_length
 from loracle.models.load import LoadedBase, load_base, pick_device
-from loracle.models.precision import ROUND_TO, TORCH_DTYPES, deploy, evaluates_packed, is_4bit, packed_of
+from loracle.models.precision import ROUND_TO, TORCH_DTYPES, deploy, evaluates_packed, is_4bit, packed_of, repacks
 from loracle.models.prequantized import evaluates_plainly
 from loracle.models.pretrained import resize_vocabulary
 from loracle.models.source import Source, find, load_tokenizer
@@ -80,6 +80,9 @@ def recipe(loaded: LoadedBase, cell: Cell) -> Recipe:
     codec = next(iter(codecs))
     if codec in INTEGER:
         return Recipe(compute, compute, None, plain=False, why=f"{codec} (HQQ) loads through loracle.load only")
+    if codec in FOUR_BIT and cell.adapter.method == "dora" and repacks(loaded.device):
+        misread = "PEFT's dora misreads the weights that bitsandbytes repacks on this CPU in eval(): use loracle.load"
+        return Recipe(compute, compute, None, plain=False, why=misread)
     if codec in FOUR_BIT and cell.block_size != 64:
         return Recipe(
             compute, compute, None, plain=False, why=f"Transformers knows no block size but 64 (here {cell.block_size})"
@@ -88,23 +91,27 @@ def recipe(loaded: LoadedBase, cell: Cell) -> Recipe:
         return Recipe(
             compute, compute, None, plain=False, why="bitsandbytes cannot evaluate a layer of this shape on this CPU"
         )
-    if loaded.held:
-        why = evaluates_plainly(loaded.held, cell, compute)
-        return Recipe(compute, compute, None, plain=why is None, why=why)
+    if loaded.held:  # Transformers takes the folder's own config; this one says that the base is quantized, and how
+        unlike = evaluates_plainly(loaded.held, cell, compute)
+        config = None if unlike else _bits(codec, cell, compute)
+        return Recipe(compute, compute, config, plain=unlike is None, why=unlike)
     kept = [name for name, precision in loaded.assignment.items() if precision in UNQUANTIZED]
-    config: dict[str, Any] = (
-        {"load_in_8bit": True}
-        if codec == "int8"
-        else {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": codec,
-            "bnb_4bit_use_double_quant": bool(cell.double_quant),
-            "bnb_4bit_compute_dtype": compute,
-        }
-    )
+    config = _bits(codec, cell, compute)
     if kept:
         config["llm_int8_skip_modules"] = [*kept, "lm_head"]
     return Recipe(compute, compute, config, plain=True)
+
+
+def _bits(codec: str, cell: Cell, compute: str) -> dict[str, Any]:
+    """``BitsAndBytesConfig``'s arguments for a base that is all ``codec``."""
+    if codec == "int8":
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": codec,
+        "bnb_4bit_use_double_quant": bool(cell.double_quant),
+        "bnb_4bit_compute_dtype": compute,
+    }
 
 
 def label_names(labels: Sequence[str]) -> dict[str, Any]:
@@ -186,6 +193,11 @@ class Reloader:
             self.model.load_adapter(folder, adapter_name=f"run-{i}", **options)
         self.model.eval()
         self.selects &= cell.adapter.method not in VIRTUAL
+
+    @property
+    def autocast(self) -> str | None:
+        """The dtype that the model runs under autocast in, for the record."""
+        return None if self.mixed is None else str(self.mixed).removeprefix("torch.")
 
     @torch.no_grad()
     def item_losses(self, index: int, rows: Sequence[Row], pad_id: int) -> ItemLosses:

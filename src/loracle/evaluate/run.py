@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from loracle.adapters.alone import Alone
 from loracle.adapters.forward import Answerer, Untrained
 from loracle.adapters.trainee import Trainee
 from loracle.evaluate.answers import Answers, generate_answers
@@ -92,7 +93,7 @@ class Evaluation:
                 "difference": difference,
                 "tolerance": tolerance,
                 "items": len(rows),
-                "load": self.how.as_record(),
+                "load": {**self.how.as_record(), "autocast": reloader.autocast},
             }
             if plain.predicted is not None and self.losses.predicted is not None:
                 check["predictions_changed"] = int((plain.predicted[0] != self.losses.predicted[k][: len(rows)]).sum())
@@ -112,6 +113,8 @@ def evaluate(
     device, pad = loaded.device, pad_token_id(tokenizer)
     how = recipe(loaded, cell)
     deploy(loaded.model)
+    if isinstance(who, Alone):
+        who.as_used()
     say("evaluate", items=len(data.eval))
     base = untrained(loaded, who, cell, data, len(tokenizer))
     losses = final_losses(who, data.eval, pad, device)

@@ -65,15 +65,15 @@ def load_target(
 
     Raises ``ModelError`` for an adapter that PEFT cannot load whole.
     """
+    method = method_of(adapter) if adapter else cell.adapter.method
+    cell = cell.model_copy(update={"adapter": cell.adapter.model_copy(update={"method": method})})
     loaded = load_base(source, cell, device, storage="quantized", labels=labels, vocab=vocab)
     model = deploy(loaded.model)
     if adapter is None:
         return Target(loaded, model, Untrained(model))
-    method = method_of(adapter)
     whole = with_adapter(model, adapter, device)
     if method in VIRTUAL:
         whole.prompt_encoder.requires_grad_(True)  # what answers through PEFT's own forward is found by its gradient
-        cell = cell.model_copy(update={"adapter": cell.adapter.model_copy(update={"method": method})})
         return Target(loaded, whole, Alone("target", cell, loaded, whole.get_base_model(), 0, whole))
     mixed = method != "lora" and loaded.compute_dtype != torch.float32
     return Target(loaded, whole, Deployed(whole.get_base_model(), device, loaded.compute_dtype if mixed else None))
@@ -81,7 +81,10 @@ def load_target(
 
 def method_of(adapter: Path) -> str:
     """The method that ``adapter_config.json`` names: of several that PEFT stores alike, the first."""
-    kind = read_json(adapter / "adapter_config.json").get("peft_type")
+    config = read_json(adapter / "adapter_config.json")
+    kind = config.get("peft_type")
+    if config.get("use_dora"):
+        return "dora"
     for name, method in METHODS.items():
         if method.peft == kind:
             return name

@@ -13,7 +13,7 @@ from torch import nn
 from loracle.base.errors import ModelError, one_line
 from loracle.models.census import census
 from loracle.models.linears import CLASSIFIER_HEADS, Linear, linear_map
-from loracle.models.precision import ROUND_TO, TORCH_DTYPES, FusedGELU, apply_precision, set_submodule
+from loracle.models.precision import ROUND_TO, TORCH_DTYPES, FusedGELU, apply_precision, keep_packing, set_submodule
 from loracle.models.prequantized import Held, adopt, agree, assign_base, held, keep_head
 from loracle.models.pretrained import auto_class, from_pretrained, resize_vocabulary, set_labels
 from loracle.models.source import Source, load_config, require_weights
@@ -143,6 +143,8 @@ def load_base(
     fuse_activations(model)
     _add_tokens(model, cell, vocab)
     counted = census(model, assignment)
+    if cell.adapter.method == "dora":
+        keep_packing(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     model.config.pad_token_id = None  # else every forward looks for padding, with a host synchronisation and a warning

@@ -159,6 +159,27 @@ def is_4bit(module: nn.Module) -> bool:
     return getattr(getattr(module, "weight", None), "quant_state", None) is not None
 
 
+def keep_packing(model: nn.Module) -> None:
+    """Keep 4-bit weights as they are in evaluation mode too, also on a CPU with AVX512-BF16.
+
+    PEFT's DoRA dequantizes the weight at every pass, and takes the repacked bytes for the usual ones (bitsandbytes 0.50.2, PEFT
+    0.21.2): one nat off on a healthy base, silently.
+    """
+    for module in model.modules():
+        packed: Any = packed_of(module)
+        if is_4bit(packed):
+            packed.support_avx512bf16_for_cpu = False
+
+
+def repacks(device: torch.device) -> bool:
+    """Whether bitsandbytes repacks 4-bit weights in evaluation mode on this device."""
+    if device.type != "cpu":
+        return False
+    from bitsandbytes.functional import has_avx512bf16
+
+    return bool(has_avx512bf16())
+
+
 def evaluates_packed(module: Any) -> bool:
     """Whether bitsandbytes can run a 4-bit layer in evaluation mode here.
 

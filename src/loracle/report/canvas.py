@@ -46,7 +46,8 @@ LIGHT = Theme(
                "nf4": "#D55E00", "fp4": "#A0508A", "int8": "#008F6B",
                "int4": "#8A6D00", "int3": "#5B5BD6", "int2": "#B0003A"},
     other=("#00798C", "#6B4E2E", "#3F6B00"),
-    methods=("#0072B2", "#D55E00", "#008F6B", "#A0508A", "#8A6D00", "#5B5BD6", "#B0003A", "#00798C"),
+    methods=("#0072B2", "#D55E00", "#008F6B", "#A0508A", "#8A6D00", "#5B5BD6", "#B0003A", "#00798C",
+             "#6B4E2E", "#3F6B00", "#E08A00", "#646B73", "#1B2A80", "#D6409F"),
 )  # fmt: skip
 
 DARK = Theme(
@@ -55,7 +56,8 @@ DARK = Theme(
                "nf4": "#FF8A3D", "fp4": "#DE94C4", "int8": "#3CCFA4",
                "int4": "#F0E442", "int3": "#A5A5FF", "int2": "#FF7A9C"},
     other=("#4DD0E1", "#D2A679", "#B5D96B"),
-    methods=("#56B4E9", "#FF8A3D", "#3CCFA4", "#DE94C4", "#F0E442", "#A5A5FF", "#FF7A9C", "#4DD0E1"),
+    methods=("#56B4E9", "#FF8A3D", "#3CCFA4", "#DE94C4", "#F0E442", "#A5A5FF", "#FF7A9C", "#4DD0E1",
+             "#D2A679", "#B5D96B", "#FFC857", "#AEB6BF", "#7FA8FF", "#FF9ECF"),
 )  # fmt: skip
 
 MARKERS = {
@@ -137,8 +139,8 @@ def _by_precision(data: StudyData, theme: Theme, groups: Mapping[str, list[CellD
 
 
 def _by_method(data: StudyData, theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
-    """Colour and marker by method, LoRA first; line style by precision."""
-    order = sorted(data.methods, key=lambda name: name != "lora")
+    """Colour and marker by method, LoRA and full fine-tuning first; line style by precision."""
+    order = sorted(data.methods, key=lambda name: (name != "lora", name != "full"))
     names = [f"{group[0].method} {group[0].precision}" for group in groups.values()]
     found = []
     for name, (series, group) in zip(names, groups.items(), strict=True):

@@ -135,9 +135,11 @@ def _floor(axes: Any, data: StudyData, lines: Sequence[Line], base: str, theme: 
         )
 
 
+MAX_TRAINING = 6  # cells a panel whose training loss is drawn beside their evaluations
+
 CURVES_CAPTION = (
     "Thick lines: evaluation loss, mean over seeds; thin lines are runs. Where methods are compared, points are the "
-    "evaluations and pale lines the training loss (running mean, over seeds), in place of single runs. "
+    "evaluations and, of six cells at most, pale lines the training loss (running mean, over seeds), in place of single runs. "
     "Step 0 is the base before tuning, in the run's own precision."
 )
 
@@ -152,10 +154,12 @@ def draw_curves(figure: Any, data: StudyData, entries: Any, tables: Any, theme: 
     chosen = sorted(panels)[:MAX_PANELS]
     columns = 2 if len(chosen) > 1 else 1
     rows = math.ceil(len(chosen) / columns)
-    figure.set_size_inches(WIDTH, 3.5 if rows == 1 else 0.7 + 1.75 * rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     lines = lines_of(data, theme, cells)
-    training = {c.id: _training(data, c) for c in cells} if methods else {}
+    legend_room = 0.1 * max(0, len(lines) - 6)
+    figure.set_size_inches(WIDTH, (3.5 if rows == 1 else 0.7 + 1.75 * rows) + legend_room)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    few = len(cells) <= MAX_TRAINING * len(panels)  # more training losses would hide everything else
+    training = {c.id: _training(data, c) if few else [] for c in cells} if methods else {}
     for i, panel in enumerate(chosen):
         axes = grid[i // columns][i % columns]
         axes.grid(False, axis="x")
@@ -243,10 +247,10 @@ def _draw_runs(
     steps = sorted(set.intersection(*(set(c) for c in whole))) if whole else []
     means = [sum(c[s] for c in whole) / len(whole) for s in steps]
     if steps:
-        axes.plot(steps, means, color=line.colour, linewidth=2.0, linestyle=line.style, label=line.name)
-    marked = slice(-1, None) if training is None else slice(None)
-    axes.plot(steps[marked], means[marked], linestyle="none", marker=line.marker, markersize=5, color=line.colour,
-              markerfacecolor=_face(axes, line))  # fmt: skip
+        marked = [len(steps) - 1] if training is None else list(range(len(steps)))
+        axes.plot(steps, means, color=line.colour, linewidth=2.0 if training is None else 1.5, linestyle=line.style,
+                  label=line.name, marker=line.marker, markersize=5, markerfacecolor=_face(axes, line),
+                  markevery=marked)  # fmt: skip
 
 
 def _face(axes: Any, line: Line) -> Any:
