@@ -290,3 +290,10 @@ def test_ctrl_c_leaves_nothing(home):
     assert list(scratch.glob("loracle-eval-*")) == []
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_classifiers_config_holds_its_labels_and_pad_token(runs) -> None:
+    """Without a pad token Transformers refuses a classifier batches of several rows."""
+    config = read_json(runs["classes"] / "adapter" / "config.json")
+    assert config["pad_token_id"] is not None
+    assert len(config["id2label"]) == len(read_json(runs["classes"] / "record.json")["audit"]["labels"])

@@ -258,3 +258,9 @@ def test_the_schema_is_valid_and_knows_the_example() -> None:
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate({**TREE, "vary": {"rank": [2]}})
     assert not validator.is_valid({**TREE, "rnk": 2})
+
+
+def test_methods_without_a_rank_are_one_cell_at_every_rank() -> None:
+    found = study({"vary": {"method": ["lora", "ia3", "full"], "rank": [2, 4]}, "precision": "bf16"})
+    labels = [cell_label(cell, values) for values, cell in expand(found)]
+    assert labels == ["bf16-r2-all-linear", "bf16-r4-all-linear", "bf16-ia3-all-linear", "bf16-full"]

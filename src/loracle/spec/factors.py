@@ -13,7 +13,7 @@ from loracle.base.names import slug
 from loracle.spec.aliases import factor_path, open_section, put
 from loracle.spec.load import explain, tuples, validate
 from loracle.spec.methods import METHODS
-from loracle.spec.study import FOUR_BIT, INTEGER, Base, Cell, Study
+from loracle.spec.study import FOUR_BIT, INTEGER, Adapter, Base, Cell, Study
 
 _SHORT = {
     "alpha": "a",
@@ -70,7 +70,13 @@ def _written_at(path: str, values: Mapping[str, Any], where: str) -> str:
 
 
 def normalised(cell: Cell) -> Cell:
-    """A cell without a 4-bit module has no 4-bit settings, so equal cells compare equal."""
+    """A cell without what its method or precision has no use for (rank, targets, 4-bit settings), so equal cells compare equal."""
+    method, plain = METHODS[cell.adapter.method], Adapter()
+    unused: dict[str, Any] = {} if method.rank else {"rank": plain.rank, "alpha": plain.alpha}
+    if not method.targets:
+        unused["targets"] = plain.targets
+    if unused:
+        cell = cell.model_copy(update={"adapter": cell.adapter.model_copy(update=unused)})
     if cell.precision_names & FOUR_BIT:
         return cell
     update: dict[str, Any] = {"double_quant": None}

@@ -147,5 +147,7 @@ def training_notes(job: TrainJob, loaded: LoadedBase) -> list[str]:
     if loaded.device.type == "cpu" and job.cell.train.optimizer.startswith("paged"):
         notes.append(f"{job.cell.train.optimizer} on a CPU: the same optimizer without paging")
     if loaded.device.type == "cpu" and "int8" in job.cell.precision_names:
-        notes.append("int8 on a CPU: in training bitsandbytes quantizes the weights only, in evaluation the activations too")
+        notes.append(
+            "int8 on a CPU: in training bitsandbytes quantizes the weights only, in evaluation the activations too"
+        )
     return notes
