@@ -71,8 +71,7 @@ def baselines(train: Path, test: Path) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Train, evaluate, reload, write."""
-    from loracle.spec.load import tuples, validate
-    from loracle.spec.study import Study
+    from loracle.spec import parse_study
     from loracle.study import run_study
     from loracle.study.progress import for_stream
 
@@ -84,19 +83,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/banking77-cpu"))
     asked = parser.parse_args()
     task = {"name": "banking77", "data": str(asked.train), "eval": str(asked.test), "max_length": 128}
-    study = validate(
-        Study,
-        tuples(
-            {"name": "banking77-cpu", "base": {"model": str(asked.model)}, "task": task, **SETTINGS}
-            | {"questions": [{"name": name} for name in SETTINGS["questions"]]}
-            | ({"run": {"threads": asked.threads}} if asked.threads else {})
-        ),
-    )
+    run = {"run": {"threads": asked.threads}} if asked.threads else {}
+    study = parse_study({"name": "banking77-cpu", "base": {"model": str(asked.model)}, "task": task, **SETTINGS, **run})
     begin = time.perf_counter()
     outcome = run_study(study, asked.out, progress=for_stream())
     wall = time.perf_counter() - begin
-    [run] = outcome.states
-    record = json.loads((asked.out / "runs" / run / "record.json").read_text())
+    [name] = outcome.states
+    record = json.loads((asked.out / "runs" / name / "record.json").read_text())
     result = {
         "command": "python benchmarks/banking77_cpu.py --model gpt2-ref --train train.csv --test test.csv",
         "base": record["config"]["base"]["name"],

@@ -44,8 +44,7 @@ SHOWN = ("accuracy", "macro_f1", "exact_match", "f1", "eval_loss")
 def main() -> None:
     """Run one study and write what came of it."""
     from loracle.report import write_report
-    from loracle.spec.load import tuples, validate
-    from loracle.spec.study import Study
+    from loracle.spec import parse_study
     from loracle.study import run_study
     from loracle.study.progress import for_stream
 
@@ -59,8 +58,8 @@ def main() -> None:
     settings = SETTINGS[asked.task]
     task = {"name": asked.task, "data": str(asked.train), "eval": str(asked.eval), **settings["task"]}
     tree = {"name": f"{asked.task}-reference", "base": {"model": str(asked.model)}, **COMMON, "task": task}
-    tree |= {"train": settings["train"], "questions": [{"name": "task_metric"}]}
-    study = validate(Study, tuples(tree))
+    tree |= {"train": settings["train"], "questions": ["task_metric"]}
+    study = parse_study(tree)
     folder = asked.out / study.name
     begin = time.perf_counter()
     outcome = run_study(study, folder, progress=for_stream(), report=write_report)

@@ -6,7 +6,6 @@ otherwise; where the base computes in 16 bits, forward passes run under autocast
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +18,7 @@ from torch import nn
 
 from loracle.adapters.adalora import allocation, keep_what_is_there, restore_allocation
 from loracle.adapters.batch import CohortBatch
+from loracle.adapters.cohort import derived_seed, initial_head
 from loracle.adapters.flat import FlatParameters
 from loracle.adapters.forward import head_logits, scored_hidden
 from loracle.adapters.loftq import start_from_error
@@ -26,6 +26,7 @@ from loracle.adapters.methods import INITS, check_saved, peft_config
 from loracle.base.errors import LoracleError, SpecError, one_line
 from loracle.models.linears import Linear
 from loracle.models.load import LoadedBase
+from loracle.models.precision import TORCH_DTYPES
 from loracle.spec.methods import VIRTUAL
 from loracle.spec.study import UNQUANTIZED, Cell
 from loracle.store.files import file_sha256
@@ -59,7 +60,7 @@ class Alone:
         self.model = model  # without PEFT's wrapper: its layers are PEFT's, its forward its own
         self.adapter = adapter  # PEFT's model, or None for full fine-tuning
         own = [p for p in (adapter or model).parameters() if p.requires_grad]
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(cell.adapter.dtype, torch.float32)
+        dtype = TORCH_DTYPES.get(cell.adapter.dtype, torch.float32)
         for parameter in own:
             parameter.data = parameter.data.to(dtype)
         self.flat = FlatParameters.adopting(own)
@@ -78,8 +79,7 @@ class Alone:
 
     def begin_step(self, step: int) -> None:
         """PEFT's dropout draws from torch's stream: seed it by run and step, so that a resumed run draws the same."""
-        source = hashlib.sha256(f"{self.seed}:{step}".encode()).digest()
-        torch.manual_seed(int.from_bytes(source[:8], "little") >> 1)
+        torch.manual_seed(derived_seed(self.seed, step))
 
     def end_step(self, step: int) -> None:
         """AdaLoRA moves its ranks."""
@@ -263,13 +263,9 @@ def _seed_head(model: nn.Module, cell: Cell, seed: int) -> None:
     """A new classification head, as the cohort's: normal with the model's ``initializer_range``, seeded by the run."""
     if not cell.task.classifies:
         return
-    from loracle.adapters.cohort import Member, initial_head
-
     score: Any = model.score
-    member = Member("head", (), 1, 1.0, init_seed=seed, head=tuple(score.weight.shape))
-    spread = getattr(model.config, "initializer_range", None) or 0.02
     with torch.no_grad():
-        score.weight.copy_(initial_head(member, spread))
+        score.weight.copy_(initial_head(model, tuple(score.weight.shape), seed))
 
 
 def count_trainable(cell: Cell, model: nn.Module, linears: Sequence[Linear]) -> int:

@@ -22,8 +22,10 @@ from loracle.adapters.dropout import keep_mask, layer_key, step_keys
 from loracle.adapters.flat import FlatParameters
 from loracle.adapters.forward import head_logits, scored_hidden
 from loracle.adapters.fused import AdaptedLinear, input_gradient
-from loracle.adapters.targets import Site
+from loracle.adapters.targets import Site, resolve_targets
+from loracle.models.linears import Linear
 from loracle.models.precision import set_submodule
+from loracle.spec.study import Cell
 
 
 def lora_scale(alpha: float, rank: int, rslora: bool = False) -> float:
@@ -54,6 +56,30 @@ class Member:
     def trainable_params(self) -> int:
         """Trainable parameters of this member alone."""
         return sum(site.params(self.rank) for site in self.sites) + (math.prod(self.head) if self.head else 0)
+
+
+def member_of(
+    name: str,
+    cell: Cell,
+    linears: Sequence[Linear],
+    config: Any,
+    labels: int,
+    init_seed: int = 0,
+    dropout_seed: int = 0,
+) -> Member:
+    """The cell's adapter as a member. ``config`` is the base's; ``labels``: how many a classification head has."""
+    adapter = cell.adapter
+    return Member(
+        name,
+        tuple(resolve_targets(linears, adapter.targets)),
+        adapter.rank,
+        adapter.alpha_value,
+        adapter.dropout,
+        init_seed,
+        dropout_seed,
+        adapter.rslora,
+        (labels, int(config.hidden_size)) if cell.task.classifies else None,
+    )
 
 
 class CohortState:
@@ -223,16 +249,21 @@ def initial_a(seed: int, site: Site, rank: int) -> torch.Tensor:
     return torch.rand(rank, site.d_in, generator=_generator(seed, site.key)).mul_(2 * bound).sub_(bound)
 
 
-def initial_head(member: Member, spread: float) -> torch.Tensor:
-    """A classification head ``[C, d]`` float32, normal with the model's ``initializer_range`` as Transformers makes it, seeded
-    by the run."""
-    assert member.head is not None
-    return torch.randn(*member.head, generator=_generator(member.init_seed, "score")) * spread
+def initial_head(model: Any, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """A classification head ``shape [C, d]`` float32, normal with the model's ``initializer_range`` as Transformers makes it,
+    seeded by the run."""
+    spread = getattr(getattr(model, "config", None), "initializer_range", None) or 0.02
+    return torch.randn(*shape, generator=_generator(seed, "score")) * spread
+
+
+def derived_seed(seed: int, what: object) -> int:
+    """A seed for one use (``what``) of a run's seed."""
+    source = hashlib.sha256(f"{seed}:{what}".encode()).digest()
+    return int.from_bytes(source[:8], "little") >> 1
 
 
 def _generator(seed: int, what: str) -> torch.Generator:
-    source = hashlib.sha256(f"{seed}:{what}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(source[:8], "little") >> 1)
+    return torch.Generator().manual_seed(derived_seed(seed, what))
 
 
 def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, device: torch.device) -> Cohort:
@@ -255,10 +286,9 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
                     a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)
                     scale[k] = member.scale
             layer.add(site, a, b, scale, [m.rank if site in m.sites else 0 for m in members])
-        if flat.head is not None:
-            spread = getattr(getattr(model, "config", None), "initializer_range", None) or 0.02
-            for k, member in enumerate(members):
-                flat.head[k] = initial_head(member, spread).to(device=device, dtype=dtype)
+        for k, member in enumerate(members):
+            if flat.head is not None and member.head is not None:
+                flat.head[k] = initial_head(model, member.head, member.init_seed).to(device=device, dtype=dtype)
     return Cohort(model, members, layers, flat, state)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from loracle.base.errors import SpecError
 from loracle.models.load import LoadedBase, load_base
 from loracle.models.precision import oriented_weight
 from loracle.spec.study import Cell, Task
@@ -25,10 +24,6 @@ def start_from_error(adapter: Any, cell: Cell, loaded: LoadedBase) -> None:
     """Set every ``lora_A`` and ``lora_B`` of PEFT's model; ``W - Q`` is taken against the base loaded without quantization."""
     from peft.utils.integrations import dequantize_module_weight
 
-    if loaded.held:
-        raise SpecError(
-            "loftq compares with the base before quantization, and this one comes quantized", "adapter.method"
-        )
     base = cell.base.model_copy(update={"add_tokens": ()})
     plain = cell.model_copy(
         update={

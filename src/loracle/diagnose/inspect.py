@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from loracle.adapters.alone import check_method, count_trainable
-from loracle.adapters.cohort import Member
+from loracle.adapters.cohort import member_of
 from loracle.adapters.targets import Site, check_rank, resolve_targets, trainable_params
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
 from loracle.diagnose import sizing
@@ -268,11 +268,9 @@ class Inspection:
                 "reason": f"{chosen[0].adapter.method} trains alone",
             }
         data = self.data[cells[group["cells"][0]]["data"]]
-        labels = self.labels(chosen[0], data)
-        head = (labels, int(base.config.hidden_size)) if labels else None
+        labels = self.labels(chosen[0], data) or 0
         members = [
-            Member(key, tuple(self.sites(c, base)), c.adapter.rank, c.adapter.alpha_value, c.adapter.dropout, head=head)
-            for key, c in zip(group["cells"], chosen, strict=True)
+            member_of(key, c, base.linears, base.config, labels) for key, c in zip(group["cells"], chosen, strict=True)
         ]
         try:
             loaded = load_base(base.source, chosen[0], self.device, labels=data.labels)

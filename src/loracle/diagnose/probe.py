@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from loracle.adapters.alone import attach_alone
-from loracle.adapters.cohort import CohortLoRA, Member, attach
-from loracle.adapters.targets import resolve_targets
+from loracle.adapters.cohort import CohortLoRA, attach, member_of
 from loracle.adapters.trainee import Trainee
 from loracle.models.census import weight_bytes
 from loracle.models.ledger import COMPONENTS, predict
@@ -93,10 +92,7 @@ def trainee(cell: Cell, loaded: LoadedBase, labels: int) -> Trainee:
     """The cell's adapter on its base, as a cohort of one or trained by PEFT."""
     if cell.alone:
         return attach_alone("probe", cell, loaded, 0, 0)
-    adapter = cell.adapter
-    sites = tuple(resolve_targets(loaded.linears, adapter.targets))
-    head = (labels, int(loaded.model.config.hidden_size)) if cell.task.classifies else None
-    member = Member("probe", sites, adapter.rank, adapter.alpha_value, adapter.dropout, head=head)
+    member = member_of("probe", cell, loaded.linears, loaded.model.config, labels)
     return attach(loaded.model, [member], torch.float32, loaded.device)
 
 

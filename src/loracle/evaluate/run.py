@@ -15,6 +15,7 @@ from loracle.adapters.alone import Alone
 from loracle.adapters.forward import Answerer, Untrained
 from loracle.adapters.trainee import Trainee
 from loracle.evaluate.answers import Answers, generate_answers
+from loracle.evaluate.classes import class_columns, class_metrics
 from loracle.evaluate.loss import ItemLosses, final_losses, item_losses
 from loracle.evaluate.reload import TOLERANCE, Recipe, Reloader, recipe
 from loracle.models.load import LoadedBase, load_base
@@ -22,7 +23,6 @@ from loracle.models.precision import deploy
 from loracle.spec.study import Cell
 from loracle.tasks.collate import pad_token_id
 from loracle.tasks.dataset import plain_text
-from loracle.tasks.metrics import classification_scores, majority_accuracy
 from loracle.tasks.rows import Tokenized
 
 
@@ -52,9 +52,7 @@ class Evaluation:
             out["plain_text_loss"] = float(self.plain.mean[k])
             out["base_plain_text_loss"] = float(self.base_plain.mean[0])
         if self.losses.predicted is not None:
-            true = [row.label_id or 0 for row in self.data.eval]
-            out |= classification_scores(self.losses.predicted[k].tolist(), true, len(self.data.labels))
-            out["majority_accuracy"] = majority_accuracy(true)
+            out |= class_metrics(self.losses.predicted[k], self.data)
         return out | (self.answers.metrics(k) if self.answers else {})
 
     def predictions(self, k: int) -> dict[str, list[Any]]:
@@ -67,10 +65,7 @@ class Evaluation:
             "base_loss": self.base_losses.sums[0].tolist(),
         }
         if self.losses.predicted is not None:
-            guesses = self.losses.predicted[k].tolist()
-            columns["prediction"] = [self.data.labels[i] for i in guesses]
-            columns["reference"] = [row.reference for row in rows]
-            columns["accuracy"] = [int(i == row.label_id) for i, row in zip(guesses, rows, strict=True)]
+            columns |= class_columns(self.losses.predicted[k], self.data)
         return columns | (self.answers.columns(k, self.data) if self.answers else {})
 
     def reload_checks(

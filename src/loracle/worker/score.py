@@ -13,6 +13,7 @@ import pandas as pd
 
 from loracle.base.errors import SpecError
 from loracle.evaluate.answers import Answers, rows_to_generate, score
+from loracle.evaluate.classes import class_columns, class_metrics, true_classes
 from loracle.evaluate.generate import eos_token_ids, final_answers
 from loracle.evaluate.harness import run_harness
 from loracle.evaluate.intervals import METHOD, Statistic, f1_of, item_interval, mean_of, perplexity_of, ratio_of
@@ -26,7 +27,6 @@ from loracle.store.files import read_json, replacing
 from loracle.tasks import cache
 from loracle.tasks.collate import pad_token_id
 from loracle.tasks.dataset import build
-from loracle.tasks.metrics import classification_scores, majority_accuracy
 from loracle.tasks.rows import Tokenized
 from loracle.tasks.split import draw
 
@@ -190,9 +190,7 @@ class Scores:
     def metrics(self) -> dict[str, float]:
         """Fractions of 1, and the perplexity of a language model."""
         if self.losses.predicted is not None:
-            true = self.true.tolist()
-            found = classification_scores(self.losses.predicted[0].tolist(), true, len(self.data.labels))
-            return found | {"majority_accuracy": majority_accuracy(true)}
+            return class_metrics(self.losses.predicted[0], self.data)
         loss = float(self.losses.mean[0])
         scores = self.answers.scores if self.answers else {}
         return {"perplexity": math.exp(loss) if loss < 700 else math.inf} | {
@@ -204,19 +202,14 @@ class Scores:
         n, sums, tokens = len(self.data.eval), self.losses.sums[0], self.losses.tokens
         out: dict[str, tuple[int, Statistic]] = {"eval_loss": (n, ratio_of(sums, tokens))}
         if self.losses.predicted is not None:
-            guess, labels = self.losses.predicted[0], len(self.data.labels)
-            out["accuracy"] = (n, mean_of(guess == self.true))
-            out["macro_f1"] = (n, f1_of(guess, self.true, labels, weighted=False))
-            out["weighted_f1"] = (n, f1_of(guess, self.true, labels, weighted=True))
+            guess, labels, true = self.losses.predicted[0], len(self.data.labels), np.array(true_classes(self.data))
+            out["accuracy"] = (n, mean_of(guess == true))
+            out["macro_f1"] = (n, f1_of(guess, true, labels, weighted=False))
+            out["weighted_f1"] = (n, f1_of(guess, true, labels, weighted=True))
             return out
         out["perplexity"] = (n, perplexity_of(sums, tokens))
         scores = self.answers.scores if self.answers else {}
         return out | {name: (values.shape[1], mean_of(values[0])) for name, values in scores.items()}
-
-    @property
-    def true(self) -> np.ndarray:
-        """``[n]``: each row's class."""
-        return np.array([row.label_id or 0 for row in self.data.eval])
 
     def predictions(self) -> dict[str, list[Any]]:
         """Columns as in a run's ``predictions.parquet``, without the base's."""
@@ -227,8 +220,5 @@ class Scores:
             "target_tokens": self.losses.tokens.tolist(),
         }
         if self.losses.predicted is not None:
-            guess = self.losses.predicted[0].tolist()
-            columns["prediction"] = [self.data.labels[i] for i in guess]
-            columns["reference"] = [row.reference for row in rows]
-            columns["accuracy"] = [int(i == row.label_id) for i, row in zip(guess, rows, strict=True)]
+            columns |= class_columns(self.losses.predicted[0], self.data)
         return columns | (self.answers.columns(0, self.data) if self.answers else {})

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from loracle.adapters.alone import Alone, attach_alone
-from loracle.adapters.cohort import Cohort, Member, attach
+from loracle.adapters.cohort import Cohort, attach, member_of
 from loracle.adapters.peft_files import save_adapter
-from loracle.adapters.targets import resolve_targets
 from loracle.base.errors import StoreError
 from loracle.base.log import logger
 from loracle.evaluate.loss import item_losses
 from loracle.evaluate.run import Evaluation, evaluate
 from loracle.models.load import LoadedBase, device_name, load_base, pick_device, set_base_dropout
+from loracle.models.precision import TORCH_DTYPES
 from loracle.models.source import find, load_tokenizer
 from loracle.spec.factors import cell_from_config
 from loracle.spec.study import Cell
@@ -123,23 +123,11 @@ class TrainJob:
         if self.cell.alone:
             [only] = self.members
             return attach_alone(only.run, self.cell, loaded, only.init_seed, only.order_seed)
-        head = (len(data.labels), int(loaded.model.config.hidden_size)) if self.cell.task.classifies else None
+        config, labels = loaded.model.config, len(data.labels)
         members = [
-            Member(
-                m.run,
-                tuple(resolve_targets(loaded.linears, m.cell.adapter.targets)),
-                m.cell.adapter.rank,
-                m.cell.adapter.alpha_value,
-                m.cell.adapter.dropout,
-                m.init_seed,
-                m.order_seed,
-                m.cell.adapter.rslora,
-                head,
-            )
-            for m in self.members
+            member_of(m.run, m.cell, loaded.linears, config, labels, m.init_seed, m.order_seed) for m in self.members
         ]
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.cell.adapter.dtype, torch.float32)
-        return attach(loaded.model, members, dtype, loaded.device)
+        return attach(loaded.model, members, TORCH_DTYPES.get(self.cell.adapter.dtype, torch.float32), loaded.device)
 
     def fit(self, loaded: LoadedBase, cohort: Cohort | Alone, data: Tokenized, pad_id: int) -> Fit:
         """The training, from the newest usable checkpoint or from the start."""
