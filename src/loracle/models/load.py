@@ -123,6 +123,22 @@ def load_base(
         classifies=cell.task.classifies,
         device=device if there else None,
     )
+    return prepare(model, source, cell, device, storage=storage, vocab=vocab, there=there)
+
+
+def prepare(
+    model: Any,
+    source: Source,
+    cell: Cell,
+    device: torch.device,
+    *,
+    storage: str | None = None,
+    vocab: int | None = None,
+    there: Held | None = None,
+) -> LoadedBase:
+    """A model that is in memory as the cell's frozen base, in place: rounded or quantized, on ``device``, counted."""
+    dtype = TORCH_DTYPES[pick_compute_dtype(cell.compute_dtype, cell.default_precision, device)]
+    config = model.config
     total = count_parameters(model)
     linears = linear_map(model, config.model_type)
     chosen = storage or pick_storage(cell)

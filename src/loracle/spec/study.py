@@ -34,6 +34,20 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """``24GB`` (10⁹) or ``24GiB`` (2³⁰) as bytes; a ``ValueError`` says what is wrong."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in _UNITS:
+        raise ValueError(f"'{text}' is no amount of memory: write it like 24GB or 80GiB")
+    size = int(float(found[1]) * _UNITS[found[2].upper()])
+    if size < 1:
+        raise ValueError(f"'{text}' is no memory at all")
+    return size
+
+
 class Spec(BaseModel):
     """Base of all: frozen, strict types, no unknown keys."""
 
@@ -247,7 +261,23 @@ class Run(Spec):
     track: tuple[Literal["wandb", "tensorboard", "mlflow", "trackio"], ...] = Field(
         (), description="trackers, through accelerate: one tracker run a run, grouped by study"
     )
-    later = frozenset({"track"})
+    gpu_memory: str | None = Field(
+        None, description="memory of one GPU to plan for, such as 24GB; null: that of the card present"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="CUDA graphs of the training step; auto: where the training is long enough to pay for them"
+    )
+    packing: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: on a GPU rows lie one behind another without padding, where the architecture allows it",
+    )
+    later = frozenset({"track", "gpu_memory", "compile", "packing"})
+
+    @model_validator(mode="after")
+    def _check(self) -> Run:
+        if self.gpu_memory is not None:
+            parse_bytes(self.gpu_memory)
+        return self
 
 
 class Cell(Spec):
