@@ -9,7 +9,7 @@ import torch
 
 from loracle.adapters.batch import make_batch, scored
 from loracle.adapters.cohort import attach, detach, initial_a
-from loracle.adapters.dropout import keep_mask, layer_key, step_keys
+from loracle.adapters.dropout import keep_mask, layer_key, step_keys, token_codes
 from loracle.evaluate.generate import greedy
 from loracle.evaluate.loss import item_losses
 from loracle.spec.study import Train
@@ -171,7 +171,8 @@ def mask(
     first: int = 0,
 ):
     keys = step_keys(torch.tensor(seeds, dtype=torch.int32), torch.tensor(step, dtype=torch.int32), layer_key(layer))
-    return keep_mask(keys, torch.tensor(p), *shape, first)
+    codes = token_codes(shape[0], shape[1], first, keys.device)
+    return keep_mask(keys, torch.tensor(p), codes, shape[2])
 
 
 def test_dropout_rate_and_scaling() -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from loracle.base.errors import ModelError, SpecError
 from loracle.models.census import census, predicted_bits, weight_bytes
-from loracle.models.load import pick_storage, set_base_dropout
+from loracle.models.dropout import set_base_dropout
+from loracle.models.load import pick_storage
 from loracle.models.precision import assign, matches
 from loracle.spec.study import Cell, Task
 from tests.engine import base

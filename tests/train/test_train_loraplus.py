@@ -62,7 +62,8 @@ def test_loraplus_is_torchs_adamw_with_two_groups() -> None:
             theirs[k].param_groups[0]["lr"] = rate
             theirs[k].param_groups[1]["lr"] = rate * RATIOS[k]
             theirs[k].step()
-        ours.step(step, torch.zeros(3, dtype=torch.float64), UNSCALED)
+        ours.begin(step)
+        ours.step(torch.zeros(3, dtype=torch.float64), UNSCALED)
     for k, own in enumerate(copies):
         for mine, parameter in zip([w[k] for pair in flat.pairs for w in pair], own, strict=True):
             assert (mine - parameter).abs().max() < 1e-13
@@ -77,7 +78,8 @@ def test_a_neighbour_with_loraplus_changes_no_bit() -> None:
         generator = torch.Generator().manual_seed(1)
         for step in range(STEPS):
             flat.grad.copy_(torch.randn(flat.data.shape, generator=generator, dtype=torch.float64))
-            optimizer.step(step, torch.zeros(2, dtype=torch.float64), UNSCALED)
+            optimizer.begin(step)
+            optimizer.step(torch.zeros(2, dtype=torch.float64), UNSCALED)
         states.append(flat.data.clone())
     assert torch.equal(states[0][0], states[1][0])
     assert not torch.equal(states[0][1], states[1][1])

@@ -40,7 +40,8 @@ def test_cohort_adamw_is_torchs_for_every_member() -> None:
     for step in range(STEPS):
         grads = torch.randn(flat.data.shape, generator=generator, dtype=torch.float64) * 10 ** (step % 5 - 3)
         flat.grad.copy_(grads)
-        norms = ours.step(step, torch.zeros(len(TRAINS), dtype=torch.float64), UNSCALED)
+        ours.begin(step)
+        norms = ours.step(torch.zeros(len(TRAINS), dtype=torch.float64), UNSCALED)
         for k, (p, optimizer, settings) in enumerate(zip(parameters, theirs, TRAINS, strict=True)):
             p.grad = grads[k].clone()
             limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
@@ -56,11 +57,13 @@ def test_a_member_with_a_bad_gradient_stops_and_its_neighbour_does_not() -> None
     optimizer = CohortAdamW(flat, [Train(), Train()], 3)
     flat.grad.fill_(1.0)
     flat.grad[0, 0] = float("nan")
-    optimizer.step(0, torch.zeros(2, dtype=torch.float64), UNSCALED)
+    optimizer.begin(0)
+    optimizer.step(torch.zeros(2, dtype=torch.float64), UNSCALED)
     assert not flat.data[0].any()
     assert bool(flat.data[1].all())
     flat.grad.fill_(1.0)
-    optimizer.step(1, torch.tensor([0.0, float("inf")], dtype=torch.float64), UNSCALED)
+    optimizer.begin(1)
+    optimizer.step(torch.tensor([0.0, float("inf")], dtype=torch.float64), UNSCALED)
     assert optimizer.active.flatten().tolist() == [False, False]
 
 

@@ -23,7 +23,8 @@ def test_an_overflow_halves_one_members_scale_and_skips_its_step_alone() -> None
     optimizer, scale = CohortAdamW(flat, [Train(), Train()], 4), LossScale(2, CPU, on=True)
     flat.grad.fill_(1.0)
     flat.grad[0, 1] = float("inf")
-    optimizer.step(0, torch.ones(2, dtype=torch.float64), scale)
+    optimizer.begin(0)
+    optimizer.step(torch.ones(2, dtype=torch.float64), scale)
     assert scale.value.tolist() == [INITIAL / 2, INITIAL]
     assert not flat.data[0].any()
     assert flat.data[1].all()
@@ -31,7 +32,8 @@ def test_an_overflow_halves_one_members_scale_and_skips_its_step_alone() -> None
     assert not optimizer.exp_avg[0].any()
     flat.grad.fill_(INITIAL / 2)
     flat.grad[1] *= 2
-    optimizer.step(1, torch.ones(2, dtype=torch.float64), scale)
+    optimizer.begin(1)
+    optimizer.step(torch.ones(2, dtype=torch.float64), scale)
     assert flat.data[0].all()
     assert torch.isfinite(flat.data).all()
 
@@ -41,12 +43,14 @@ def test_a_member_that_overflows_at_scale_1_or_loses_its_loss_is_frozen() -> Non
     optimizer, scale = CohortAdamW(flat, [Train(), Train()], 40), LossScale(2, CPU, on=True)
     for step in range(17):
         flat.grad.fill_(float("nan"))
-        optimizer.step(step, torch.ones(2, dtype=torch.float64), scale)
+        optimizer.begin(step)
+        optimizer.step(torch.ones(2, dtype=torch.float64), scale)
     assert scale.value.tolist() == [1.0, 1.0]
     assert not optimizer.active.any()
     other = CohortAdamW(flat, [Train(), Train()], 4)
     flat.grad.fill_(1.0)
-    other.step(0, torch.tensor([1.0, float("nan")], dtype=torch.float64), LossScale(2, CPU, on=True))
+    other.begin(0)
+    other.step(torch.tensor([1.0, float("nan")], dtype=torch.float64), LossScale(2, CPU, on=True))
     assert other.active.flatten().tolist() == [True, False]
 
 

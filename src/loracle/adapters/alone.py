@@ -20,7 +20,7 @@ from loracle.adapters.adalora import allocation, keep_what_is_there, restore_all
 from loracle.adapters.batch import CohortBatch
 from loracle.adapters.cohort import derived_seed, initial_head
 from loracle.adapters.flat import FlatParameters
-from loracle.adapters.forward import head_logits, scored_hidden
+from loracle.adapters.forward import head_logits, scored_hidden, token_losses
 from loracle.adapters.loftq import start_from_error
 from loracle.adapters.methods import INITS, check_saved, peft_config
 from loracle.base.errors import LoracleError, SpecError, one_line
@@ -53,6 +53,8 @@ class Alone:
     """One model whose trainable parameters, whatever they are, lie in a flat buffer ``[1, P]``."""
 
     keeps_base = False
+    captures = False  # PEFT's and the base's own code may ask the host
+    packs = False
     size = 1
 
     def __init__(self, name: str, cell: Cell, loaded: LoadedBase, model: Any, seed: int, adapter: Any = None) -> None:
@@ -108,6 +110,10 @@ class Alone:
         return weight * total / max(1, len(parts))
 
     # -- answering ----------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: CohortBatch) -> torch.Tensor:
+        """Cross-entropy of every scored position, in nats: ``[1, N]``."""
+        return token_losses(self.logits(batch), batch)
 
     def logits(self, batch: CohortBatch) -> torch.Tensor:
         """``[N, V]`` of the scored positions."""

@@ -18,11 +18,14 @@ import torch
 from torch import nn
 
 from loracle.adapters.batch import CohortBatch
-from loracle.adapters.dropout import keep_mask, layer_key, step_keys
+from loracle.adapters.dropout import Drop, keep_mask, layer_key, step_keys, threshold, token_codes
 from loracle.adapters.flat import FlatParameters
-from loracle.adapters.forward import head_logits, scored_hidden
-from loracle.adapters.fused import AdaptedLinear, input_gradient
+from loracle.adapters.forward import head_logits, model_losses, scored_hidden, token_losses
+from loracle.adapters.fused import AdaptedLinear, Scale, input_gradient
 from loracle.adapters.targets import Site, resolve_targets
+from loracle.models.attention import attends_by_flash
+from loracle.models.dropout import drops
+from loracle.models.fast import can_quicken, quicken
 from loracle.models.linears import Linear
 from loracle.models.precision import set_submodule
 from loracle.spec.study import Cell
@@ -95,6 +98,8 @@ class CohortState:
         self.seeds = torch.tensor([m.dropout_seed % (1 << 31) for m in members], dtype=torch.int32, device=device)
         self.dropout = torch.tensor([m.dropout for m in members], dtype=torch.float32, device=device)
         self.has_dropout = any(m.dropout > 0 for m in members)
+        self.threshold, self.factor = threshold(self.dropout), 1.0 / (1.0 - self.dropout)
+        self.codes: torch.Tensor | None = None  # of a packed batch's tokens
 
 
 class CohortLoRA(nn.Module):
@@ -110,11 +115,26 @@ class CohortLoRA(nn.Module):
         self.A = nn.ParameterList()  # each [K, r_max, d_in]
         self.B = nn.ParameterList()  # each [K, width, r_max]
         self.scales: list[torch.Tensor] = []  # each [K, 1, 1]
+        self.factors: list[Scale] = []  # the same to compute with: one number where all members have it
         self.ranks: list[list[int]] = []  # each [K]; 0: the member has nothing here
+        self.low: list[torch.Tensor] = []  # 16-bit copies of A and B by turns, where they are computed with
         self.key = layer_key(name)
 
-    def add(self, site: Site, a: nn.Parameter, b: nn.Parameter, scale: torch.Tensor, ranks: list[int]) -> None:
+    def add(
+        self,
+        site: Site,
+        a: nn.Parameter,
+        b: nn.Parameter,
+        scale: torch.Tensor,
+        ranks: list[int],
+        low: Sequence[torch.Tensor] = (),
+    ) -> None:
         """One more slot."""
+        self.low += low
+        first = float(scale[0])
+        alike = bool((scale == first).all())
+        scale = scale.to(a.device)
+        self.factors.append(first if low and alike else scale)
         self.sites.append(site)
         self.A.append(a)
         self.B.append(b)
@@ -128,13 +148,14 @@ class CohortLoRA(nn.Module):
         if self.state.alone is not None:
             return self._as_peft(x, self.base(x), self.state.alone)
         inputs = x.reshape(self.state.size, -1, x.shape[-1])
-        rows = inputs * self._mask(x).to(x.dtype) if self.state.training and self.state.has_dropout else None
+        rows = self._dropped(inputs, x) if self.state.training and self.state.has_dropout else None
         dx_of = input_gradient(self.base)
         if dx_of is None:
             y = self._by_autograd(inputs, rows)
         else:
             weights = [w for pair in zip(self.A, self.B, strict=True) for w in pair]
-            y = AdaptedLinear.apply(inputs, rows, self.base, dx_of, self.sites, self.scales, *weights)  # type: ignore[no-untyped-call]
+            low = self.low or None
+            y = AdaptedLinear.apply(inputs, rows, self.base, dx_of, self.sites, self.factors, low, *weights)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _by_autograd(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
@@ -157,10 +178,16 @@ class CohortLoRA(nn.Module):
         delta = nn.functional.linear(nn.functional.linear(x.to(self.dtype), a), b.contiguous())
         return (y + delta * scale).to(y.dtype)
 
-    def _mask(self, x: torch.Tensor) -> torch.Tensor:
+    def _dropped(self, inputs: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``inputs [K, n, d]`` after dropout; ``x`` are the same as they came, ``[K·b, T, d]`` where rows lie side by side."""
         state = self.state
         keys = step_keys(state.seeds, state.step, self.key)
-        return keep_mask(keys, state.dropout, x.shape[0] // state.size, x.shape[1], x.shape[2], state.first_row)
+        codes = state.codes
+        if codes is None:
+            codes = token_codes(x.shape[0] // state.size, x.shape[1], state.first_row, x.device)
+        if self.low:
+            return Drop.apply(inputs, keys, codes, state.threshold, state.factor)  # type: ignore[no-untyped-call]
+        return inputs * keep_mask(keys, state.dropout, codes, x.shape[-1]).to(x.dtype)
 
 
 class Cohort:
@@ -175,7 +202,10 @@ class Cohort:
         layers: dict[str, CohortLoRA],
         flat: FlatParameters,
         state: CohortState,
+        captures: bool = False,
+        packs: bool = False,
     ) -> None:
+        self.captures, self.packs = captures, packs
         self.model = model
         self.members = list(members)
         self.layers = layers
@@ -207,6 +237,14 @@ class Cohort:
         """LoRA has none."""
         return 0.0
 
+    def losses(self, batch: CohortBatch) -> torch.Tensor:
+        """Cross-entropy of every scored position, in nats: ``[K, N]``, 0 where a member has fewer."""
+        self.state.codes = batch.codes
+        self.flat.refresh()
+        if self.flat.head is not None:
+            return token_losses(self.logits(batch), batch)
+        return model_losses(self.model, batch)
+
     def logits(self, batch: CohortBatch) -> torch.Tensor:
         """``[K·N, V]`` of the scored positions: by the model's own head, or by each member's own classification head."""
         hidden = scored_hidden(self.model, batch)
@@ -222,6 +260,7 @@ class Cohort:
     def answering(self, base: bool = False, alone: int | None = None) -> Iterator[int]:
         """Within the block the base, or member ``alone``, answers a batch of one member. Gives how many answer."""
         self.state.bypass, self.state.alone = base, alone
+        self.flat.refresh()
         try:
             yield 1 if base or alone is not None else len(self.members)
         finally:
@@ -274,22 +313,37 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
     shapes = [((r, s.d_in), (s.width, r)) for s, r in ranks.items()]
     flat = FlatParameters(len(members), shapes, dtype, device, members[0].head)
     layers: dict[str, CohortLoRA] = {}
+    compute = _compute_dtype(model)
+    low = can_quicken(device, compute) and dtype == torch.float32
+    own_dropout = drops(model)
+    if low:
+        flat.keep_low(compute)
+        quicken(model, compute, attention=not own_dropout)
     with torch.no_grad():
-        for site, (a, b) in zip(slots, flat.pairs, strict=True):
+        for slot, (site, (a, b)) in enumerate(zip(slots, flat.pairs, strict=True)):
             layer = layers.get(site.module)
             if layer is None:
                 layer = layers[site.module] = CohortLoRA(model.get_submodule(site.module), site.module, state, dtype)
                 set_submodule(model, site.module, layer)
-            scale = torch.zeros(len(members), 1, 1, dtype=dtype, device=device)
+            scale = torch.zeros(len(members), 1, 1, dtype=compute if low else dtype)
             for k, member in enumerate(members):
                 if site in member.sites:
                     a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)
                     scale[k] = member.scale
-            layer.add(site, a, b, scale, [m.rank if site in m.sites else 0 for m in members])
+            ranks_here = [m.rank if site in m.sites else 0 for m in members]
+            layer.add(site, a, b, scale, ranks_here, flat.low_pairs[slot] if low else ())
         for k, member in enumerate(members):
             if flat.head is not None and member.head is not None:
                 flat.head[k] = initial_head(model, member.head, member.init_seed).to(device=device, dtype=dtype)
-    return Cohort(model, members, layers, flat, state)
+    flat.refresh()
+    captures = device.type == "cuda" and not own_dropout
+    return Cohort(model, members, layers, flat, state, captures, low and attends_by_flash(model))
+
+
+def _compute_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's activations: that of its embeddings."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return embeddings.weight.dtype
 
 
 def detach(model: nn.Module, cohort: Cohort) -> None:

@@ -8,7 +8,9 @@ is a 32-bit finaliser in the manner of MurmurHash3 (Appleby 2011), in wrapping i
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -36,25 +38,68 @@ def mix(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def keep_mask(
-    keys: torch.Tensor, probability: torch.Tensor, rows: int, positions: int, features: int, first_row: int = 0
-) -> torch.Tensor:
-    """Scaled keep mask ``[K, rows·positions, features]``: 0 or 1/(1-p), float32.
-
-    ``keys: [K]`` int32, one for each run (seed, step and layer mixed in); ``probability: [K]`` of dropping.
-    ``first_row`` numbers rows through the micro-batches of one step.
-    """
-    device = keys.device
+def token_codes(rows: int, positions: int, first_row: int, device: torch.device) -> torch.Tensor:
+    """``[rows · positions]`` int32: what numbers a token within the run's own batch. ``first_row`` numbers rows through the
+    micro-batches of one step."""
     row = torch.arange(first_row, first_row + rows, device=device, dtype=torch.int32) * _ROW
     position = torch.arange(positions, device=device, dtype=torch.int32) * _POS
-    column = torch.arange(features, device=device, dtype=torch.int32) * _COL
-    token = mix(keys[:, None, None] ^ (row[:, None] + position))  # [K, rows, positions]
-    bits = mix(token.reshape(keys.shape[0], -1, 1) ^ column)
-    threshold = (probability * 2147483648.0).to(torch.int64).clamp_(max=2147483647).to(torch.int32)
-    keep = (bits & 0x7FFFFFFF) >= threshold[:, None, None]
+    return (row[:, None] + position).reshape(-1)
+
+
+def codes_of(row: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """The same numbers (wrapping int32) of given rows and positions."""
+    return (row.astype(np.int64) * _ROW + position.astype(np.int64) * _POS).astype(np.uint32).view(np.int32)
+
+
+def keep_mask(keys: torch.Tensor, probability: torch.Tensor, codes: torch.Tensor, features: int) -> torch.Tensor:
+    """Scaled keep mask ``[K, n, features]``: 0 or 1/(1-p), float32.
+
+    ``keys: [K]`` int32, one for each run (seed, step and layer mixed in); ``probability: [K]`` of dropping; ``codes: [n]`` or
+    ``[K, n]``, one for each token.
+    """
+    column = torch.arange(features, device=keys.device, dtype=torch.int32) * _COL
+    token = mix(keys[:, None] ^ codes)  # [K, n]
+    bits = mix(token.unsqueeze(-1) ^ column)
+    keep = (bits & 0x7FFFFFFF) >= threshold(probability)[:, None, None]
     return keep * (1.0 / (1.0 - probability))[:, None, None]
+
+
+def threshold(probability: torch.Tensor) -> torch.Tensor:
+    """``[K]`` int32: 31 random bits below it drop an element."""
+    return (probability * 2147483648.0).to(torch.int64).clamp_(max=2147483647).to(torch.int32)
 
 
 def step_keys(seeds: torch.Tensor, step: torch.Tensor | int, layer: int) -> torch.Tensor:
     """``[K]`` int32 keys of one layer at one step."""
     return mix(mix(seeds.clone()) ^ (step * _STEP) ^ layer)
+
+
+class Drop(torch.autograd.Function):
+    """``apply(x [K, n, d], keys [K], codes [n] or [K, n], threshold [K], factor [K])`` → ``[K, n, d]``: ``keep_mask`` applied by a
+    kernel. The mask is made where it is used, in both passes, and never kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        keys: torch.Tensor,
+        codes: torch.Tensor,
+        threshold: torch.Tensor,
+        factor: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(keys, codes, threshold, factor)
+        return _dropped(x, keys, codes, threshold, factor)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        return _dropped(dy, *ctx.saved_tensors), None, None, None, None
+
+
+def _dropped(x: torch.Tensor, *mask: torch.Tensor) -> torch.Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if not x.is_meta:
+        from loracle.adapters.kernels.dropout import drop
+
+        drop(x, out, *mask)
+    return out

@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 class FlatParameters:
     """``data`` and ``grad``: ``[K, P]``; ``pairs``: the (A ``[K, r, d_in]``, B ``[K, width, r]``) views of each slot, and
-    ``head``: the classification heads ``[K, C, d]``, where there are any."""
+    ``head``: the classification heads ``[K, C, d]``, where there are any. ``low``: a 16-bit copy to compute with, on a GPU."""
 
     def __init__(
         self,
@@ -34,6 +34,8 @@ class FlatParameters:
         size = sum(math.prod(a) + math.prod(b) for a, b in shapes) + (math.prod(head) if head else 0)
         self.data = torch.zeros(members, size, dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.data)
+        self.low: torch.Tensor | None = None
+        self.low_pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         self.head: nn.Parameter | None = None
         offset = 0
@@ -67,6 +69,24 @@ class FlatParameters:
         parameter = nn.Parameter(self.data[:, offset:end].view(-1, *shape))
         parameter.grad = self.grad[:, offset:end].view(-1, *shape)
         return parameter, end
+
+    def keep_low(self, dtype: torch.dtype) -> None:
+        """Keep a 16-bit copy of ``data`` to compute with (``low``, and its views ``low_pairs``); ``refresh`` brings it up to date."""
+        self.low = torch.empty_like(self.data, dtype=dtype)
+        self.low_pairs = []
+        offset = 0
+        for pair in self.pairs:
+            views = []
+            for parameter in pair:
+                end = offset + parameter[0].numel()
+                views.append(self.low[:, offset:end].view(-1, *parameter.shape[1:]))
+                offset = end
+            self.low_pairs.append((views[0], views[1]))
+
+    def refresh(self) -> None:
+        """``low`` is ``data``, rounded."""
+        if self.low is not None:
+            self.low.copy_(self.data)
 
     def zero_grad(self) -> None:
         """Gradients to zero, in place: the views stay."""

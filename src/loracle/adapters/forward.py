@@ -10,6 +10,8 @@ from torch import nn
 
 from loracle.adapters.batch import CohortBatch
 from loracle.base.errors import ModelError
+from loracle.models.attention import lay_out
+from loracle.models.fast import can_quicken, room
 
 
 class Answerer(Protocol):
@@ -19,6 +21,10 @@ class Answerer(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    def losses(self, batch: CohortBatch) -> torch.Tensor:
+        """Cross-entropy of every scored position, in nats: ``[K, N]``, 0 where a member has fewer."""
+        ...
 
     def logits(self, batch: CohortBatch) -> torch.Tensor:
         """``[K·N, V]`` of the batch's scored positions; for classification ``[K·N, C]``."""
@@ -55,10 +61,96 @@ def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
+def every_hidden(model: Any, batch: CohortBatch) -> torch.Tensor:
+    """Last hidden states of all tokens, ``[K·b·T, d]``, or ``[K·M, d]`` of a packed batch."""
+    extra = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+    lay_out(batch.bounds, batch.longest)
+    hidden = backbone(model)(input_ids=batch.input_ids, use_cache=False, **extra).last_hidden_state
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
 def scored_hidden(model: Any, batch: CohortBatch) -> torch.Tensor:
     """Last hidden states of the scored positions, ``[K·N, d]``."""
-    hidden = backbone(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions.reshape(-1))
+    return every_hidden(model, batch).index_select(0, batch.positions.reshape(-1))
+
+
+def model_losses(model: Any, batch: CohortBatch) -> torch.Tensor:
+    """``token_losses`` under the model's own head; in chunks that never hold all logits, where there are kernels for it."""
+    weight = fusable_head(model)
+    if weight is None:
+        return token_losses(head_logits(model, scored_hidden(model, batch)), batch)
+    hidden = every_hidden(model, batch)
+    losses = ChunkedLosses.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        weight,
+        model.config.vocab_size,
+        batch.positions.reshape(-1),
+        batch.targets.reshape(-1),
+        batch.valid.reshape(-1),
+    )
+    return torch.where(batch.valid > 0, losses.view(batch.targets.shape), 0.0)
+
+
+def fusable_head(model: Any) -> torch.Tensor | None:
+    """The head's weight ``[V, d]`` with zero rows up to a multiple of 64, if losses may be taken from it in chunks."""
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None or head.weight.requires_grad:
+        return None
+    if any(getattr(model.config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping")):
+        return None
+    if not can_quicken(head.weight.device, head.weight.dtype) or head.weight.shape[0] != model.config.vocab_size:
+        return None
+    return room(head.weight)
+
+
+CHUNK_BYTES = 1 << 26  # of logits held at a time
+
+
+class ChunkedLosses(torch.autograd.Function):
+    """``apply(hidden [n, d], weight [V', d], V, positions [m], targets [m], valid [m])`` → losses ``[m]`` float32.
+
+    The head's product, the cross-entropy and its gradient in one pass over chunks of positions: at most ``CHUNK_BYTES`` of logits
+    exist, and what is kept for the backward pass is one gradient ``[m, d]`` (the idea of Liger-Kernel, Hsu et al. 2024).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        vocabulary: int,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        valid: torch.Tensor,
+    ) -> torch.Tensor:
+        count, keep = positions.numel(), ctx.needs_input_grad[0]
+        losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
+        gradient = hidden.new_empty(count, hidden.shape[1]) if keep else None
+        chunk = max(64, CHUNK_BYTES // (2 * weight.shape[0]) // 64 * 64)
+        for start in range(0, count, chunk):
+            part = slice(start, min(start + chunk, count))
+            logits = hidden.index_select(0, positions[part]) @ weight.T
+            if not logits.is_meta:
+                from loracle.models.kernels.cross_entropy import row_losses
+
+                row_losses(logits, targets[part], losses[part], vocabulary, keep)
+            if gradient is not None:
+                torch.mm(logits, weight, out=gradient[part])
+            del logits
+        if keep:
+            ctx.save_for_backward(gradient, positions, valid)
+            ctx.like = hidden.shape
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, d_losses: torch.Tensor) -> Any:
+        gradient, positions, valid = ctx.saved_tensors
+        d_hidden = gradient.new_zeros(ctx.like)
+        if not gradient.is_meta:
+            from loracle.models.kernels.cross_entropy import scatter_rows
+
+            scatter_rows(gradient, d_losses.contiguous(), positions, valid, d_hidden)
+        return d_hidden, None, None, None, None, None
 
 
 def token_losses(logits: torch.Tensor, batch: CohortBatch) -> torch.Tensor:
@@ -80,6 +172,10 @@ class Untrained:
     def logits(self, batch: CohortBatch) -> torch.Tensor:
         """``[N, V]`` of the scored positions."""
         return head_logits(self.model, scored_hidden(self.model, batch))
+
+    def losses(self, batch: CohortBatch) -> torch.Tensor:
+        """``[1, N]``."""
+        return model_losses(self.model, batch)
 
     def answering(self, base: bool = False, alone: int | None = None) -> AbstractContextManager[int]:
         """The base answers anyway."""

@@ -34,6 +34,10 @@ class Trainee(Protocol):
     flat: FlatParameters
     keeps_base: bool
     """Whether the untrained base can still answer."""
+    captures: bool
+    """Whether its forward and backward passes may be captured as a CUDA graph."""
+    packs: bool
+    """Whether its batches may be packed."""
 
     @property
     def state(self) -> StepState: ...
@@ -60,6 +64,10 @@ class Trainee(Protocol):
 
     def penalty(self) -> torch.Tensor | float:
         """What is added to the loss of a micro-batch that is no loss of data (AdaLoRA's orthogonality); not recorded."""
+        ...
+
+    def losses(self, batch: CohortBatch) -> torch.Tensor:
+        """Cross-entropy of every scored position, in nats: ``[K, N]``, 0 where a member has fewer; differentiable."""
         ...
 
     def logits(self, batch: CohortBatch) -> torch.Tensor:

@@ -70,11 +70,11 @@ def item_losses(
         recorded = base or alone is not None or isinstance(who, Untrained)
         for items in batches_by_length([len(row.input_ids) for row in rows], members, device.type, recorded):
             batch = make_batch([[rows[i] for i in items]] * members, pad_id).to(device)
-            logits = who.logits(batch)
-            losses = token_losses(logits, batch).double()
+            logits = None if predicted is None else who.logits(batch)
+            losses = (who.losses(batch) if logits is None else token_losses(logits, batch)).double()
             per_item = torch.zeros(members, len(items), dtype=torch.float64, device=device)
             sums[:, items] = per_item.scatter_add_(1, batch.row, losses).cpu().numpy()
-            if predicted is not None:
+            if predicted is not None and logits is not None:
                 predicted[:, items] = logits.argmax(-1).view(members, -1).cpu().numpy()
     return ItemLosses(sums, tokens, predicted)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from loracle.base.errors import ModelError, one_line
 from loracle.models.census import census
+from loracle.models.dropout import set_base_dropout
 from loracle.models.linears import CLASSIFIER_HEADS, Linear, linear_map
 from loracle.models.precision import ROUND_TO, TORCH_DTYPES, FusedGELU, apply_precision, keep_packing, set_submodule
 from loracle.models.prequantized import Held, adopt, agree, assign_base, held, keep_head
@@ -200,21 +201,6 @@ def fuse_activations(model: nn.Module) -> None:
             fused = FusedGELU(approximate="tanh")
             object.__setattr__(fused, "original", module)
             set_submodule(model, name, fused)
-
-
-def set_base_dropout(model: nn.Module, *, on: bool) -> None:
-    """Switch the base's own dropout by its probabilities, without ``eval()``.
-
-    On a CPU with AVX512-BF16, ``eval()`` makes bitsandbytes repack 4-bit weights for a bfloat16 kernel, with rounded
-    constants and no exact way back: training must never pass through it.
-    """
-    for module in model.modules():
-        for attribute in ("p", "dropout", "attention_dropout", "attn_dropout", "resid_dropout", "embd_pdrop"):
-            value = module.__dict__.get(attribute)
-            if isinstance(value, float) and not isinstance(module, nn.ModuleList):
-                kept = module.__dict__.setdefault("_loracle_dropout", {})
-                kept.setdefault(attribute, value)
-                module.__dict__[attribute] = kept[attribute] if on else 0.0
 
 
 def device_name(device: torch.device) -> str:

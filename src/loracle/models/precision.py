@@ -19,7 +19,9 @@ from torch import nn
 
 from loracle.base.errors import ModelError, SpecError
 from loracle.models.integer import IntegerLinear, quantize_integer
+from loracle.models.kernels import runs_on
 from loracle.models.linears import Linear, linear_shape
+from loracle.models.overrides import undo
 from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -121,16 +123,27 @@ def _no_cast_warning(entry: logging.LogRecord) -> bool:
     return "inputs will be cast" not in entry.getMessage()
 
 
+def dequantized_weight(packed: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The dense weight ``[d_out, d_in]`` that a 4-bit or integer linear computes with, made anew at each call."""
+    if isinstance(packed, IntegerLinear):
+        return packed.dequantize(dtype)
+    weight, state = packed.weight.data, packed.weight.quant_state
+    if weight.is_meta:
+        return torch.empty(tuple(state.shape), dtype=dtype, device="meta")
+    if weight.is_cuda and runs_on(weight):
+        from loracle.models.kernels.four_bit import dequantize as in_one_kernel
+
+        return in_one_kernel(weight, state, state.dtype).to(dtype)
+    import bitsandbytes.functional as bnb
+
+    return bnb.dequantize_4bit(weight, state).to(dtype)
+
+
 def dequantize(packed: Any, dtype: torch.dtype) -> DequantizedLinear:
     """The dense linear that a 4-bit or integer one computes with; same output, bit for bit on a CPU."""
     shape = linear_shape(packed)
     assert shape is not None
-    if isinstance(packed, IntegerLinear):
-        weight = packed.dequantize(dtype)
-    else:
-        import bitsandbytes.functional as bnb
-
-        weight = bnb.dequantize_4bit(packed.weight.data, packed.weight.quant_state).to(dtype)
+    weight = dequantized_weight(packed, dtype)
     linear = DequantizedLinear(*shape, bias=packed.bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if packed.bias is not None:
@@ -143,6 +156,7 @@ def deploy(model: nn.Module) -> nn.Module:
     """The model as its adapters will be used: true quantized storage, its own activations, evaluation mode. There is no way
     back to training. Layers that bitsandbytes cannot evaluate on this CPU (``evaluates_packed``) stay dequantized.
     """
+    undo(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, DequantizedLinear):
             if evaluates_packed(module.packed):

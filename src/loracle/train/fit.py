@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from loracle.adapters.batch import CohortBatch, Row, make_batch
-from loracle.adapters.forward import token_losses
+from loracle.adapters.batch import CohortBatch, Row, make_batch, pack, packed_needs, pinned
 from loracle.adapters.trainee import Trainee
 from loracle.spec.study import Train
 from loracle.store.files import finite, read_jsonl, write_text
 from loracle.train.checkpoint import Checkpoint
+from loracle.train.graphs import Graphs
 from loracle.train.optimizer import BitsAndBytesAdamW, make_optimizer
 from loracle.train.order import DataOrder
 from loracle.train.patience import Patience
 from loracle.train.scaling import LossScale
+from loracle.train.shapes import STEPS_A_SHAPE, PackedShapes
 
+WORTH_CAPTURING = 12  # steps
+GRAPH_STEP = 64  # captured batches are padded to multiples of so many tokens
+LOOKED_AT = 2000  # batches whose lengths are looked at before training
 EXTRA = "trainee."  # in a checkpoint: the trainee's own state beside its parameters
 
 
@@ -45,6 +51,13 @@ class FitSettings:
     group_by_length: bool = False
     loss_scaling: bool = False
     checkpoint_seconds: float = 30.0
+    compile: str = "auto"  # CUDA graphs: auto | on | off
+    packing: bool = True  # on a GPU, where the trainee can
+
+    @property
+    def graphs(self) -> bool:
+        """Whether CUDA graphs are wanted: a capture costs about what a few plain steps do."""
+        return self.compile == "on" or (self.compile == "auto" and self.steps >= WORTH_CAPTURING)
 
 
 Evaluate = Callable[[], Sequence[float]]
@@ -68,6 +81,9 @@ class Fit:
         self.optimizer = make_optimizer(cohort.flat, trains, settings.steps)
         self.scale = LossScale(members, self.device, settings.loss_scaling)
         lengths = [len(row.input_ids) for row in rows] if settings.group_by_length else None
+        self.graphs = Graphs(self.device, cohort.captures and settings.graphs)
+        self.counts = torch.zeros(members, dtype=torch.int64, device=self.device)  # scored tokens of the step in hand
+        self.total = torch.zeros(members, dtype=torch.float64, device=self.device)  # its losses
         self.orders = [DataOrder(seed, len(rows), lengths, settings.batch_size) for seed in order_seeds]
         self.done_steps = 0
         self.losses = torch.zeros(settings.steps, members, dtype=torch.float64, device=self.device)
@@ -80,38 +96,85 @@ class Fit:
         self.best_step = [0] * members
         self.patience = Patience(members, settings.early_stopping)
         self.elapsed_s = 0.0
+        uneven = len({len(row.input_ids) for row in rows}) > 1  # rows of one length need no packing
+        self.shapes = self._shapes() if settings.packing and cohort.packs and uneven else None
         self._flushed = 0
         self._flushed_evaluations = 0
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
+    def picked(self, step: int) -> list[list[int]]:
+        """Each member's row numbers in optimizer step ``step`` (from 0)."""
+        count = self.settings.batch_size * self.settings.gradient_accumulation
+        return [order.take(step * count, count) for order in self.orders]
+
     def batches(self, step: int) -> list[CohortBatch]:
         """The micro-batches of optimizer step ``step`` (from 0)."""
         s = self.settings
-        count = s.batch_size * s.gradient_accumulation
-        picked = [[self.rows[i] for i in order.take(step * count, count)] for order in self.orders]
+        picked = [[self.rows[i] for i in numbers] for numbers in self.picked(step)]
         cut = [slice(m * s.batch_size, (m + 1) * s.batch_size) for m in range(s.gradient_accumulation)]
-        return [make_batch([rows[part] for rows in picked], s.pad_id) for part in cut]
+        return [self._batch([rows[part] for rows in picked], part.start) for part in cut]
+
+    def _batch(self, members: list[list[Row]], first_row: int) -> CohortBatch:
+        if self.shapes is None:
+            return make_batch(members, self.settings.pad_id, GRAPH_STEP if self.graphs.on else 1)
+        needs = np.array([packed_needs(rows) for rows in members]).max(0)
+        return pack(members, self.settings.pad_id, self.shapes.holding(*needs.tolist()), first_row)
+
+    def _shapes(self) -> PackedShapes:
+        """Shapes for the batches to come, from at most ``LOOKED_AT`` of them."""
+        s = self.settings
+        each = np.array([packed_needs([row]) for row in self.rows])  # [rows, 3]
+        steps = np.unique(np.linspace(0, s.steps - 1, min(s.steps, LOOKED_AT)).astype(int))
+        rows = np.array([self.picked(int(step)) for step in steps])  # [steps, K, accumulation · b]
+        here = each[rows.reshape(len(steps), len(self.orders), s.gradient_accumulation, s.batch_size)]
+        sums, longest = here[..., :2].sum(3), here[..., 2:].max(3)
+        needs = np.concatenate([sums, longest], axis=-1).max(1).reshape(-1, 3)  # of the member that needs most
+        return PackedShapes(needs, s.steps if self.graphs.on else s.steps * STEPS_A_SHAPE)
 
     def step(self, step: int, batches: Sequence[CohortBatch]) -> None:
         """Forward, backward and update of optimizer step ``step``; nothing is read back to the host."""
         self.cohort.begin_step(step)
-        self.cohort.flat.zero_grad()
-        counts = torch.stack([batch.tokens for batch in batches]).sum(0)
-        weights = counts.clamp(min=1).double().reciprocal().to(self.cohort.flat.data.dtype).to(self.device)
-        total = torch.zeros(self.cohort.size, dtype=torch.float64, device=self.device)
+        self.optimizer.begin(step)
+        self.tokens[step] = torch.stack([batch.tokens for batch in batches]).sum(0)
+        self.counts.copy_(pinned(self.tokens[step]), non_blocking=True)
         for number, batch in enumerate(batches):
-            self.cohort.state.first_row = number * self.settings.batch_size
-            placed = batch.to(self.device)
-            losses = token_losses(self.cohort.logits(placed), placed).sum(1) * weights
-            (self.scale.of(losses) + self.cohort.penalty()).sum().backward()  # type: ignore[no-untyped-call]
-            total += losses.detach()
-        self.norms[step] = self.optimizer.step(step, total, self.scale)
+            first_row = number * self.settings.batch_size
+            self.cohort.state.first_row = first_row
+            key = (number == 0, None if self.shapes else first_row, *batch.key)
+            self.graphs.run(key, partial(self._micro, self._placed(batch, key), number == 0))
+        if self.optimizer.captures:
+            self.graphs.run("update", self._update)
+        else:
+            self._update()
         self.cohort.end_step(step)
-        self.losses[step] = total
-        self.tokens[step] = counts
+
+    def _placed(self, batch: CohortBatch, key: Hashable) -> Callable[[], CohortBatch]:
+        """The batch on the device, read where a captured step reads it."""
+        if not self.graphs.on:
+            there = batch.to(self.device)
+            return lambda: there
+        here = self.graphs.placed(key, batch.as_integers(), self.device)
+        return lambda: batch.unpack(here)
+
+    def _micro(self, placed: Callable[[], CohortBatch], first: bool) -> None:
+        """Gradients of one micro-batch, added to those before it."""
+        if first:
+            self.cohort.flat.zero_grad()
+            self.total.zero_()
+        weights = self.counts.clamp(min=1).double().reciprocal().to(self.cohort.flat.data.dtype)
+        losses = self.cohort.losses(placed()).sum(1) * weights
+        (self.scale.of(losses) + self.cohort.penalty()).sum().backward()  # type: ignore[no-untyped-call]
+        self.total += losses.detach()
+
+    def _update(self) -> None:
+        """The optimizer's step, and what is kept of it."""
+        at = self.optimizer.at
+        norms = self.optimizer.step(self.total, self.scale)
+        self.norms.index_copy_(0, at, norms.to(self.norms.dtype).unsqueeze(0))
+        self.losses.index_copy_(0, at, self.total.unsqueeze(0))
         frozen = ~self.optimizer.active.squeeze(1) & (self.diverged_at < 0)
-        self.diverged_at.masked_fill_(frozen, step + 1)
+        self.diverged_at.copy_(torch.where(frozen, at + 1, self.diverged_at))
 
     # -- the whole of it ----------------------------------------------------------------------------------------------
 

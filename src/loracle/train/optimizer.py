@@ -15,13 +15,19 @@ from torch import nn
 
 from loracle.adapters.flat import FlatParameters
 from loracle.base.errors import SpecError
+from loracle.models.kernels import runs_on
 from loracle.spec.study import Train
 from loracle.train.scaling import LossScale
 from loracle.train.schedule import learning_rates
 
 
 class CohortOptimizer:
-    """What both kinds share: clipping, the freezing of members that are no longer finite, learning rates."""
+    """What both kinds share: clipping, the freezing of members that are no longer finite, learning rates.
+
+    ``captures``: whether a step asks nothing of the host, so that it can be part of a CUDA graph.
+    """
+
+    captures = False
 
     def __init__(self, flat: FlatParameters, trains: Sequence[Train], steps: int) -> None:
         self.flat = flat
@@ -31,14 +37,21 @@ class CohortOptimizer:
         self.stopped = torch.zeros_like(self.active)  # taken out by early stopping
         self.stepping = self.active.clone()  # whose parameters this step changes
         self.scaled = False
+        self.current = 0  # the step in hand, and the same where the device reads it
+        self.at = torch.zeros(1, dtype=torch.int64, device=flat.data.device)
         self.max_norm = self.column([t.max_grad_norm if t.max_grad_norm is not None else float("inf") for t in trains])
 
     def column(self, values: Sequence[float]) -> torch.Tensor:
         """One value a member, ``[K, 1]``, as the parameters' dtype."""
         return torch.tensor(values, dtype=torch.float64).to(self.flat.data.dtype).to(self.flat.data.device).unsqueeze(1)
 
+    def begin(self, step: int) -> None:
+        """The next ``step`` is number ``step`` (from 0)."""
+        self.current = step
+        self.at.fill_(step)
+
     @torch.no_grad()
-    def step(self, step: int, losses: torch.Tensor, scale: LossScale) -> torch.Tensor:
+    def step(self, losses: torch.Tensor, scale: LossScale) -> torch.Tensor:
         """One update from the flat gradient; returns the gradient norms ``[K]`` before clipping.
 
         A member whose loss (``losses: [K]``) or gradient is not finite is frozen from this step on: its parameters stay as
@@ -50,9 +63,8 @@ class CohortOptimizer:
         norms = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
         skips = scale.update(losses, norms.squeeze(1)).unsqueeze(1)
         self.active &= skips | (torch.isfinite(norms) & torch.isfinite(losses).unsqueeze(1))
-        self.stepping = self.active & ~self.stopped & ~skips
-        grad.mul_((self.max_norm / (norms + 1e-6)).clamp_(max=1.0))
-        self.update(step)
+        self.stepping.copy_(self.active & ~self.stopped & ~skips)
+        self.update((self.max_norm / (norms + 1e-6)).clamp_(max=1.0))
         return norms.squeeze(1)
 
     def use_loraplus(self, ratios: Sequence[float]) -> None:
@@ -60,8 +72,8 @@ class CohortOptimizer:
         if any(ratio != 1 for ratio in ratios):
             raise SpecError("LoRA+ needs train.optimizer: adamw", "adapter.loraplus_ratio")
 
-    def update(self, step: int) -> None:
-        """Change the stepping members' parameters by the clipped gradient."""
+    def update(self, factor: torch.Tensor) -> None:
+        """Change the stepping members' parameters by the gradient times ``factor [K, 1]``, which clips it."""
         raise NotImplementedError
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -72,6 +84,8 @@ class CohortOptimizer:
 class CohortAdamW(CohortOptimizer):
     """AdamW over all members at once; all run ``steps`` optimizer steps."""
 
+    captures = True
+
     def __init__(self, flat: FlatParameters, trains: Sequence[Train], steps: int) -> None:
         super().__init__(flat, trains, steps)
         self.exp_avg = torch.zeros_like(flat.data)
@@ -81,6 +95,9 @@ class CohortAdamW(CohortOptimizer):
         self.one_minus_beta2 = self.column([1 - t.beta2 for t in trains])
         self.epsilon = self.column([t.epsilon for t in trains])
         self.tables = self._device_tables([1.0] * len(trains))  # [steps, 3, K, 1]
+        self.kernel = flat.data.dtype == torch.float32 and (
+            flat.data.is_meta or (flat.data.is_cuda and runs_on(flat.data))
+        )
         self.b_tables: torch.Tensor | None = None  # the same for B, where some member uses LoRA+
         self.is_b: torch.Tensor | None = None  # [P]
 
@@ -96,19 +113,37 @@ class CohortAdamW(CohortOptimizer):
         sizes.append(self.flat.data.shape[1] - sum(sizes))  # a classification head learns at the rate of A
         self.is_b = which.repeat_interleave(torch.tensor(sizes)).to(self.flat.data.device)
 
-    def update(self, step: int) -> None:
+    def update(self, factor: torch.Tensor) -> None:
         """``torch.optim.AdamW``'s step; members that do not step keep their parameters and their moments."""
         grad, data = self.flat.grad, self.flat.data
-        decay, denominator, size = self.tables[step]
+        if self.kernel:
+            self._update_in_one_kernel(factor)
+            return
+        grad.mul_(factor)
+        decay, denominator, size = self.tables.index_select(0, self.at)[0]
         if self.b_tables is not None and self.is_b is not None:
-            decay = torch.where(self.is_b, self.b_tables[step, 0], decay)  # [K, P]
-            size = torch.where(self.is_b, self.b_tables[step, 2], size)
+            b_decay, _, b_size = self.b_tables.index_select(0, self.at)[0]
+            decay = torch.where(self.is_b, b_decay, decay)  # [K, P]
+            size = torch.where(self.is_b, b_size, size)
         if self.scaled:  # a moment never sees an overflow
             grad = torch.where(self.stepping, grad, 0.0)
         self.exp_avg.lerp_(grad, torch.where(self.stepping, self.one_minus_beta1, 0.0))
-        self.exp_avg_sq.mul_(torch.where(self.stepping, self.beta2, 1.0)).add_(grad * grad * self.one_minus_beta2)
+        fresh = torch.where(self.stepping, self.one_minus_beta2, 0.0)
+        self.exp_avg_sq.mul_(torch.where(self.stepping, self.beta2, 1.0)).add_(grad * grad * fresh)
         root = (self.exp_avg_sq.sqrt() / denominator).add_(self.epsilon)
         data.copy_(torch.where(self.stepping, data * decay - size * (self.exp_avg / root), data))
+
+    def _update_in_one_kernel(self, factor: torch.Tensor) -> None:
+        if self.flat.data.is_meta:
+            return
+        from loracle.train.kernels.adamw import update
+
+        columns = (self.one_minus_beta1, self.beta2, self.one_minus_beta2, self.epsilon)
+        moments = (self.exp_avg, self.exp_avg_sq)
+        update(
+            self.flat.data, self.flat.grad, moments, factor, self.stepping, columns, self.tables, self.b_tables, self.is_b,
+            self.at,
+        )  # fmt: skip
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {
@@ -148,10 +183,11 @@ class BitsAndBytesAdamW(CohortOptimizer):
             row.grad = self.flat.grad[k]
             self.inner.init_state(self.inner.param_groups[k], row, k, 0)
 
-    def update(self, step: int) -> None:
+    def update(self, factor: torch.Tensor) -> None:
         """One step of every stepping member."""
+        self.flat.grad.mul_(factor)
         for k, stepping in enumerate(self.stepping.squeeze(1).tolist()):
-            self.inner.param_groups[k]["lr"] = self.rates[k][step]
+            self.inner.param_groups[k]["lr"] = self.rates[k][self.current]
             self.rows[k].grad = self.flat.grad[k] if stepping else None
         self.inner.step()
 

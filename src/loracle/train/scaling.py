@@ -35,11 +35,13 @@ class LossScale:
         if not self.on:
             return torch.zeros_like(losses, dtype=torch.bool)
         overflow = torch.isfinite(losses) & ~torch.isfinite(norms) & (self.value > 1)
-        self.good = torch.where(overflow, 0, self.good + 1)
-        grown = self.good >= GROWTH
+        good = torch.where(overflow, 0, self.good + 1)
+        grown = good >= GROWTH
         factor = torch.where(overflow, 0.5, torch.where(grown, 2.0, 1.0))
-        self.value = torch.clamp(self.value * factor, min=1.0)
-        self.good = torch.where(grown, 0, self.good)
+        self.value.copy_(
+            torch.clamp(self.value * factor, min=1.0)
+        )  # in place: a captured graph reads them where they are
+        self.good.copy_(torch.where(grown, 0, good))
         return overflow
 
     def tensors(self) -> dict[str, torch.Tensor]:

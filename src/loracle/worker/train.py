@@ -17,7 +17,8 @@ from loracle.base.errors import StoreError
 from loracle.base.log import logger
 from loracle.evaluate.loss import item_losses
 from loracle.evaluate.run import Evaluation, evaluate
-from loracle.models.load import LoadedBase, device_name, load_base, pick_device, set_base_dropout
+from loracle.models.dropout import set_base_dropout
+from loracle.models.load import LoadedBase, device_name, load_base, pick_device
 from loracle.models.precision import TORCH_DTYPES
 from loracle.models.source import find, load_tokenizer
 from loracle.spec.factors import cell_from_config

@@ -1,0 +1,69 @@
+"""CUDA graphs of the training step: launched as one, not kernel by kernel.
+
+The first step of a shape runs plainly, which warms up what lazily starts; the second is captured, all others are replayed.
+Nothing is run twice and no step is lost. A step that cannot be captured goes on plainly, and ``reason`` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from loracle.base.errors import one_line
+from loracle.base.log import logger
+
+
+class Graphs:
+    """Pieces of a step by key; all share one memory pool, as they never run side by side."""
+
+    def __init__(self, device: torch.device, on: bool) -> None:
+        self.on = on and device.type == "cuda"
+        self.reason: str | None = None
+        self.captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._seen: set[Hashable] = set()
+        self._inputs: dict[Hashable, torch.Tensor] = {}
+        self._pool: Any = None
+        if self.on and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+            # The default stream cannot be captured: all that follows runs on another.
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(device))
+            torch.cuda.set_stream(stream)
+
+    def placed(self, key: Hashable, values: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """``values`` (pinned) on the device, where the piece called ``key`` reads them at every run."""
+        here = self._inputs.get(key)
+        if here is None:
+            here = self._inputs[key] = torch.empty_like(values, device=device)
+        here.copy_(values, non_blocking=True)
+        return here
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Do ``work``: it may read and write only tensors that stay where they are."""
+        if not self.on:
+            work()
+        elif key in self.captured:
+            self.captured[key].replay()
+        elif key not in self._seen:
+            self._seen.add(key)
+            work()
+        else:
+            self._capture(key, work)
+
+    def _capture(self, key: Hashable, work: Callable[[], None]) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+                work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.on, self.reason = False, f"this step cannot be captured as a CUDA graph: {one_line(error)}"
+            logger.warning(self.reason)
+            torch.cuda.synchronize()
+            work()
+            return
+        self._pool = self._pool or graph.pool()
+        self.captured[key] = graph
+        graph.replay()
