@@ -26,7 +26,8 @@ def near(found: torch.Tensor, wanted: torch.Tensor, relative: float | None = Non
     """‖found − wanted‖ / ‖wanted‖ within the rounding of the dtype."""
     limit = relative or (6e-3 if found.dtype == torch.bfloat16 else 2e-6)
     assert found.isfinite().all()
-    assert float((found.float() - wanted.float()).norm() / wanted.float().norm()) < limit
+    found, wanted = found.detach().float(), wanted.detach().float()
+    assert float((found - wanted).norm() / wanted.norm()) < limit
 
 
 def noise(*shape: int, grad: bool = False) -> torch.Tensor:
@@ -36,19 +37,44 @@ def noise(*shape: int, grad: bool = False) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("width", [64, 200])
-def test_rms_norm(width: int) -> None:
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+def test_add_norm(width: int, centred: bool, added: bool) -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    from loracle.models.frozen import FrozenRMSNorm
+    from loracle.models.blocks import add_norm
 
-    norm = LlamaRMSNorm(width, eps=1e-5).to(DEVICE, DTYPE)
-    norm.weight.data = noise(width)
-    x, twin, dy = noise(3, 5, width, grad=True), noise(3, 5, width, grad=True), noise(3, 5, width)
-    found, wanted = FrozenRMSNorm.apply(x, norm.weight, 1e-5), norm(twin)
+    norm = (nn.LayerNorm(width) if centred else LlamaRMSNorm(width, eps=1e-5)).to(DEVICE, DTYPE).requires_grad_(False)
+    norm.weight.copy_(noise(width))
+    x, delta = noise(3, 5, width, grad=True), noise(5, 3, width).view(3, 5, width).requires_grad_()
+    twins = [part.detach().clone().requires_grad_() for part in (x, delta)]
+    stream, out = add_norm(x, delta if added else None, norm)
+    wanted_stream = twins[0] + twins[1] if added else twins[0]
+    wanted = norm(wanted_stream)
+    near(stream, wanted_stream)
+    near(out, wanted)
+    dy = noise(3, 5, width) + 1
+    (out * dy + stream * 0.5).sum().backward()
+    (wanted * dy + wanted_stream * 0.5).sum().backward()
+    near(x.grad, twins[0].grad)
+    if added:
+        near(delta.grad, twins[1].grad)
+
+
+@pytest.mark.parametrize("angles", [1, 3])
+def test_rotary(angles: int) -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    from loracle.models.frozen import Rotary
+
+    wide, theta = noise(3, 10, 96 + 32).detach().requires_grad_(), noise(angles, 10, 16).float()
+    cos, sin = (torch.cat([part, part], -1).to(DTYPE) for part in (theta.cos(), theta.sin()))
+    x = wide[..., 32:].view(3, 10, 3, 32)  # queries that are a slice of something wider
+    found = Rotary.apply(x, cos, sin)
+    wanted = apply_rotary_pos_emb(x.transpose(1, 2), x.transpose(1, 2), cos, sin)[0].transpose(1, 2)
     near(found, wanted)
-    found.backward(dy)
-    wanted.backward(dy)
-    near(x.grad, twin.grad)
+    dy = noise(3, 10, 3, 32)
+    near(torch.autograd.grad(found, wide, dy)[0], torch.autograd.grad(wanted, wide, dy)[0])
 
 
 def test_gated_product() -> None:

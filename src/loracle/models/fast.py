@@ -1,24 +1,32 @@
 """A frozen model's own operations in fewer kernels, for the training step on a GPU; ``overrides.undo`` gives the model back as it was.
 
-``quicken`` overrides ``forward`` of single modules (RMSNorm, gated MLPs, bitsandbytes' 4-bit linears), switches attention to
-``attention.flash`` where that fits, and aligns the vocabulary of the head. Nothing changes but the order of roundings. Only for
-16-bit compute and a base that no gradient flows into.
+``quicken`` overrides ``forward`` of single modules (decoder blocks, norms, gated MLPs, bitsandbytes' 4-bit linears), switches
+attention to ``attention.flash`` where that fits, and aligns the vocabulary of the head. Nothing changes but the order of
+roundings. Only for 16-bit compute and a base that no gradient flows into.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from loracle.models import blocks
 from loracle.models.attention import registered, takes
-from loracle.models.frozen import FourBitProduct, FrozenRMSNorm, GatedProduct
+from loracle.models.frozen import FourBitProduct
 from loracle.models.kernels import installed
 from loracle.models.overrides import attend_by, override
 from loracle.models.precision import is_4bit
 
 RMS_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm"})
 GATED = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
+_LLAMA = ("Llama", "Mistral", "Qwen2")
+BLOCKS: dict[str, Callable[..., Any]] = {
+    "GPT2Block": blocks.gpt2_block,
+    **{f"{family}DecoderLayer": blocks.llama_layer for family in (*_LLAMA, "Qwen3")},
+    **{f"{family}Attention": blocks.rotary_attention for family in _LLAMA},
+}
 SILU = frozenset({"SiLU", "SiLUActivation"})
 ALIGNED = 64  # columns of logits; cuBLAS is several times slower on rows that are not aligned to 16 bytes
 
@@ -35,25 +43,26 @@ def installed_for(device: torch.device) -> bool:
 
 def quicken(model: Any, dtype: torch.dtype, *, attention: bool = True) -> None:
     """Override what has a faster kernel, in place; ``attention`` too, unless the base drops attention weights."""
-    for module in model.modules():
-        kind = type(module).__name__
-        if kind in RMS_NORMS:
-            override(module, _rms_norm)
-        elif kind in GATED and type(module.act_fn).__name__ in SILU:
-            override(module, _gated_mlp)
-        elif is_4bit(module):
-            override(module, _four_bit)
-    align_head(model)
-    if attention and takes(model.config, dtype):
+    attention = attention and takes(model.config, dtype)
+    if attention:
         attend_by(model, registered())
+    for module in model.modules():
+        forward = _faster(module, attention)
+        if forward is not None:
+            override(module, forward)
+    align_head(model)
 
 
-def _rms_norm(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    return FrozenRMSNorm.apply(hidden_states, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
-
-
-def _gated_mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return module.down_proj(GatedProduct.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-untyped-call]
+def _faster(module: Any, attention: bool) -> Callable[..., Any] | None:
+    """What stands for a module's forward pass."""
+    kind = type(module).__name__
+    if kind in BLOCKS and attention:
+        return BLOCKS[kind]
+    if kind in RMS_NORMS:
+        return blocks.norm_alone
+    if kind in GATED and type(module.act_fn).__name__ in SILU:
+        return blocks.gated_mlp
+    return _four_bit if is_4bit(module) else None
 
 
 def _four_bit(module: Any, x: torch.Tensor) -> torch.Tensor:

@@ -13,30 +13,74 @@ from torch import nn
 from loracle.models.precision import dequantized_weight
 
 
-class FrozenRMSNorm(torch.autograd.Function):
-    """``apply(x [.., d], weight [d], eps)`` → ``[.., d]`` (Zhang & Sennrich 2019); keeps x and a float32 a row."""
+class AddNorm(torch.autograd.Function):
+    """``apply(x [.., d], delta, weight [d], bias, eps, centred)`` → (x + delta, its norm), with ``delta`` and ``bias`` possibly None.
+
+    LayerNorm (Ba et al. 2016) where ``centred``, else RMSNorm (Zhang & Sennrich 2019). Keeps the sum and one or two float32 a row.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        centred: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         x = x.contiguous()
+        stream = x.view_as(x) if delta is None else torch.empty_like(x)
         out = torch.empty_like(x)
-        rstd = torch.empty(x.numel() // x.shape[-1], dtype=torch.float32, device=x.device)
+        floats = torch.empty(1 + centred, x.numel() // x.shape[-1], dtype=torch.float32, device=x.device)
         if not x.is_meta:
-            from loracle.models.kernels.norms import rms_forward
+            from loracle.models.kernels.norms import forward
 
-            rms_forward(x, weight, out, rstd, eps)
-        ctx.save_for_backward(x, weight, rstd)
-        return out
+            change = None if delta is None else delta.contiguous()
+            forward(x, change, weight, bias, stream, out, floats[1] if centred else None, floats[0], eps)
+        ctx.save_for_backward(stream, weight, floats)
+        ctx.centred, ctx.added = centred, delta is not None
+        ctx.set_materialize_grads(False)
+        return stream, out
+
+    @staticmethod
+    def backward(ctx: Any, d_stream: torch.Tensor | None, d_out: torch.Tensor | None) -> Any:
+        stream, weight, floats = ctx.saved_tensors
+        if d_out is None:
+            return d_stream, d_stream if ctx.added else None, None, None, None, None
+        dx = torch.empty_like(stream)
+        if not stream.is_meta:
+            from loracle.models.kernels.norms import backward
+
+            through = None if d_stream is None else d_stream.contiguous()
+            backward(d_out.contiguous(), through, stream, weight, floats[1] if ctx.centred else None, floats[0], dx)
+        return dx, dx if ctx.added else None, None, None, None, None
+
+
+class Rotary(torch.autograd.Function):
+    """``apply(x [B, T, H, D], cos, sin [1 or B, T, D])`` → x turned by its positions' angles (Su et al. 2021); keeps the angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        cos, sin = (part.reshape(-1, part.shape[-1]).contiguous() for part in (cos, sin))
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, back=False)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
-        x, weight, rstd = ctx.saved_tensors
-        dx = torch.empty_like(x)
-        if not x.is_meta:
-            from loracle.models.kernels.norms import rms_backward
+        cos, sin = ctx.saved_tensors
+        return _rotated(dy, cos, sin, back=True), None, None
 
-            rms_backward(dy.contiguous(), x, weight, rstd, dx)
-        return dx, None, None
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, back: bool) -> torch.Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if not x.is_meta:
+        from loracle.models.kernels.rotary import rotate
+
+        flat = x.flatten(0, 1)
+        flat = flat if flat.stride()[1:] == (x.shape[-1], 1) else flat.contiguous()
+        rotate(flat, cos, sin, out.flatten(0, 1), back)
+    return out
 
 
 class GatedProduct(torch.autograd.Function):
