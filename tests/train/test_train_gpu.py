@@ -101,7 +101,8 @@ def test_the_fast_model_is_the_plain_one(kind: str, monkeypatch: pytest.MonkeyPa
 def test_packed_rows_feel_neither_each_other_nor_padding(kind: str, accumulation: int) -> None:
     settings: dict[str, Any] = {"steps": 1, "compile": "off", "dropout": 0.1, "accumulation": accumulation}
     packed, padded = trained(kind, packing=True, **settings), trained(kind, packing=False, **settings)
-    assert packed.shapes is not None and padded.shapes is None
+    assert packed.shapes is not None
+    assert padded.shapes is None
     assert float((packed.losses - padded.losses).abs().max()) < 5e-3
     assert apart(packed.cohort.flat.grad, padded.cohort.flat.grad) < 2e-2
 
@@ -109,10 +110,12 @@ def test_packed_rows_feel_neither_each_other_nor_padding(kind: str, accumulation
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
 def test_a_captured_step_is_the_plain_step(precision: str, packing: bool) -> None:
-    settings: dict[str, Any] = {"steps": 12, "dropout": 0.1, "packing": packing, "accumulation": 2}
+    settings: dict[str, Any] = {"steps": 16, "dropout": 0.1, "packing": packing, "accumulation": 2}
     captured = trained("llama", precision, compile="on", **settings)
     plain = trained("llama", precision, compile="off", **settings)
-    assert captured.graphs.on and len(captured.graphs.captured) >= 3 and captured.graphs.reason is None
+    assert captured.graphs.on
+    assert len(captured.graphs.captured) >= 3
+    assert captured.graphs.reason is None
     assert float((captured.losses - plain.losses).abs().max()) < 5e-3
     assert apart(captured.norms, plain.norms) < 1e-2
 

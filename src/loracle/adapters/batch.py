@@ -94,7 +94,8 @@ def scored(row: Row) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_batch(members: Sequence[Sequence[Row]], pad_id: int, multiple: int = 1) -> CohortBatch:
-    """A batch from each member's rows (all members the same number b); T is padded up to ``multiple``."""
+    """A batch from each member's rows (all members the same number b); T is padded up to ``multiple``, and above 1 the room for
+    scored positions grows in steps too, so that few shapes occur."""
     rows_each = len(members[0])
     length = max(len(row.input_ids) for rows in members for row in rows)
     length = -(-length // multiple) * multiple
@@ -102,7 +103,8 @@ def make_batch(members: Sequence[Sequence[Row]], pad_id: int, multiple: int = 1)
     starts = np.arange(ids.size, step=length).reshape(len(members), rows_each)
     for flat, row in enumerate(row for rows in members for row in rows):
         ids[flat, : len(row.input_ids)] = row.input_ids
-    return CohortBatch(torch.from_numpy(ids), *_scored_parts(members, starts))
+    most = max(sum(scored(row)[0].size for row in rows) for rows in members) if multiple > 1 else 1
+    return CohortBatch(torch.from_numpy(ids), *_scored_parts(members, starts, 1 << (most - 1).bit_length()))
 
 
 _Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -12,7 +12,7 @@ from loracle.adapters.cohort import CohortLoRA, attach, member_of
 from loracle.adapters.trainee import Trainee
 from loracle.models.census import weight_bytes
 from loracle.models.ledger import COMPONENTS, predict
-from loracle.models.load import LoadedBase, device_name, load_base, pick_device
+from loracle.models.load import LoadedBase, checkpoint_activations, device_name, load_base, pick_device
 from loracle.models.source import find, load_tokenizer
 from loracle.spec.factors import cell_from_config
 from loracle.spec.study import UNQUANTIZED, Cell
@@ -37,7 +37,7 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
     tokenizer = load_tokenizer(source, cell.base.add_tokens)
     loaded = load_base(source, cell, device, storage="quantized", labels=data.labels, vocab=len(tokenizer))
     if cell.train.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(loaded.model)
     who = trainee(cell, loaded, len(data.labels))
     ledger = predict(cell, loaded.linears, loaded.assignment, loaded.base_params, who.members[0].trainable_params)
     steps, warm_up = int(job.get("steps", 10)), int(job.get("warmup", 3))

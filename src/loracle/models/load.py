@@ -12,7 +12,7 @@ from torch import nn
 
 from loracle.base.errors import ModelError, one_line
 from loracle.models.census import census
-from loracle.models.dropout import set_base_dropout
+from loracle.models.dropout import drops, set_base_dropout
 from loracle.models.linears import CLASSIFIER_HEADS, Linear, linear_map
 from loracle.models.precision import ROUND_TO, TORCH_DTYPES, FusedGELU, apply_precision, keep_packing, set_submodule
 from loracle.models.prequantized import Held, adopt, agree, assign_base, held, keep_head
@@ -201,6 +201,13 @@ def fuse_activations(model: nn.Module) -> None:
             fused = FusedGELU(approximate="tanh")
             object.__setattr__(fused, "original", module)
             set_submodule(model, name, fused)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Gradient checkpointing (Chen et al. 2016): layers are computed again in the backward pass. The state of torch's random
+    numbers is kept only for a base with dropout of its own: an adapter's is a function of the step."""
+    options = {"use_reentrant": False, "preserve_rng_state": drops(model)}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def device_name(device: torch.device) -> str:

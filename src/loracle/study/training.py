@@ -49,6 +49,8 @@ class Training:
             "eval_file": (self.plan["data"].get(data) or {}).get("eval_file"),
             "checkpoint_seconds": self.study.run.checkpoint_seconds,
             "reload_items": self.study.run.reload_items,
+            "compile": self.study.run.compile,
+            "packing": self.study.run.packing,
             "study": self.study.name,
             "track": list(self.study.run.track),
         }

@@ -18,7 +18,7 @@ from loracle.base.log import logger
 from loracle.evaluate.loss import item_losses
 from loracle.evaluate.run import Evaluation, evaluate
 from loracle.models.dropout import set_base_dropout
-from loracle.models.load import LoadedBase, device_name, load_base, pick_device
+from loracle.models.load import LoadedBase, checkpoint_activations, device_name, load_base, pick_device
 from loracle.models.precision import TORCH_DTYPES
 from loracle.models.source import find, load_tokenizer
 from loracle.spec.factors import cell_from_config
@@ -93,7 +93,7 @@ class TrainJob:
         data = self.data()
         loaded = load_base(source, self.cell, device, labels=data.labels, vocab=len(tokenizer))
         if self.cell.train.gradient_checkpointing:
-            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(loaded.model)
         cohort = self.attach(loaded, data)
         fit = self.fit(loaded, cohort, data, pad_token_id(tokenizer))
         self.trackers.feed()
@@ -102,6 +102,8 @@ class TrainJob:
         ):
             return {"status": "interrupted", "reason": f"stopped after step {fit.done_steps}", "step": fit.done_steps}
         self.stop.now()
+        if fit.graphs.reason:
+            self.notes.append(fit.graphs.reason)
         self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None  # of training alone
         fit.finish()
         hashes = self.save_adapters(loaded, cohort, fit.settings.pad_id)
@@ -149,6 +151,8 @@ class TrainJob:
             group_by_length=train.group_by_length,
             loss_scaling=loaded.compute_dtype == torch.float16,
             checkpoint_seconds=float(self.job.get("checkpoint_seconds", 30.0)),
+            compile=self.job.get("compile", "auto"),
+            packing=self.job.get("packing", "auto") == "auto",
         )
         fit = Fit(
             cohort,
