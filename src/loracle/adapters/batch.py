@@ -104,7 +104,7 @@ def make_batch(members: Sequence[Sequence[Row]], pad_id: int, multiple: int = 1)
     for flat, row in enumerate(row for rows in members for row in rows):
         ids[flat, : len(row.input_ids)] = row.input_ids
     most = max(sum(scored(row)[0].size for row in rows) for rows in members) if multiple > 1 else 1
-    return CohortBatch(torch.from_numpy(ids), *_scored_parts(members, starts, 1 << (most - 1).bit_length()))
+    return CohortBatch(torch.from_numpy(ids), *_scored_parts(members, starts, 1 << (max(1, most) - 1).bit_length()))
 
 
 _Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
