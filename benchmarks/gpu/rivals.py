@@ -35,6 +35,7 @@ class Recipe:
     compile: str | None = None
     mask: bool = False
     learning_rate: float = 2e-4
+    attention: str = "sdpa"
 
 
 MATCHED = Recipe()
@@ -69,7 +70,7 @@ def load(folder: Path, recipe: Recipe, device: torch.device) -> Any:
         quantization_config=quantization,
         dtype=dtype,
         device_map={"": 0 if device.type == "cuda" else "cpu"},
-        attn_implementation="sdpa",
+        attn_implementation=recipe.attention,
     )
     model.config.use_cache = False
     return model
@@ -214,3 +215,61 @@ def arm(
 def storage_of(recipe: Recipe) -> str:
     """How the base's weights lie."""
     return "quantized" if recipe.quantized else "unquantized"
+
+
+# -- whole runs, on rows of their own lengths ----------------------------------------------------------------------------
+
+
+def padded(rows: Sequence[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(input_ids, attention_mask, labels)``, each ``[b, T]``, as a collator makes them."""
+    from loracle.tasks.collate import collate
+
+    batch = collate(rows, pad_id)
+    lengths = torch.tensor([len(row.input_ids) for row in rows]).unsqueeze(1)
+    mask = (torch.arange(batch.input_ids.shape[1]) < lengths).long()
+    return batch.input_ids, mask, batch.labels
+
+
+def train(
+    model: Any,
+    recipe: Recipe,
+    batches: Iterable[Sequence[Row]],
+    rates: Sequence[float],
+    pad_id: int,
+    device: torch.device,
+) -> list[float]:
+    """All optimizer steps at the given learning rates; the loss of each, read back at the end."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = optimizer_of(recipe, parameters, device)
+    cast = recipe.autocast and device.type == "cuda"
+    losses = []
+    for rate, rows in zip(rates, batches, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids, mask, labels = (part.to(device) for part in padded(rows, pad_id))
+        with torch.autocast("cuda", torch.bfloat16) if cast else nullcontext():
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+    return torch.stack(losses).tolist()
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any, recipe: Recipe, rows: Sequence[Row], batch_size: int, pad_id: int, device: torch.device
+) -> float:
+    """Mean loss over the rows' scored tokens, as ``Trainer.evaluate`` goes through them."""
+    model.eval()
+    cast = recipe.autocast and device.type == "cuda"
+    total, tokens = torch.zeros((), device=device), 0
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        ids, mask, labels = (part.to(device) for part in padded(some, pad_id))
+        count = int((labels[:, 1:] != -100).sum())
+        with torch.autocast("cuda", torch.bfloat16) if cast else nullcontext():
+            total += model(input_ids=ids, attention_mask=mask, labels=labels).loss * count
+        tokens += count
+    return float(total) / max(1, tokens)

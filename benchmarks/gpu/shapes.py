@@ -88,9 +88,9 @@ def saved(config: PretrainedConfig, folder: Path, device: torch.device) -> Path:
     return folder
 
 
-def full_rows(config: PretrainedConfig, length: int, count: int, seed: int = 0) -> list[Row]:
-    """``count`` rows of random tokens, each ``length`` long, every position scored."""
-    top = min(int(config.vocab_size), 32000)
+def full_rows(config: PretrainedConfig, length: int, count: int, seed: int = 0, top: int = 32000) -> list[Row]:
+    """``count`` rows of random tokens below ``top``, each ``length`` long, every position scored."""
+    top = min(int(config.vocab_size), top)
     ids = torch.randint(2, top, (count, length), generator=torch.Generator().manual_seed(seed)).tolist()
     return [Row(item, row, [-100, *row[1:]]) for item, row in enumerate(ids)]
 
