@@ -55,7 +55,10 @@ USUAL_LORA = replace(USUAL, quantized=False, helper=False, checkpointing=False, 
 def load(folder: Path, recipe: Recipe, device: torch.device) -> Any:
     """The base by ``from_pretrained``, as the recipe has it."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     quantization = None
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if recipe.quantized:
@@ -81,7 +84,11 @@ def adapt(model: Any, recipe: Recipe, targets: Sequence[str] | str, rank: int, a
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if recipe.helper:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.checkpointing)
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=recipe.checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": True},  # what it does by default, said aloud
+        )
     elif recipe.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     config = LoraConfig(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers.utils import logging
 
 from loracle.tasks.rows import Row
 
@@ -79,6 +80,7 @@ def build(config: PretrainedConfig, device: torch.device, dtype: torch.dtype = t
 def saved(config: PretrainedConfig, folder: Path, device: torch.device) -> Path:
     """Such a model as a folder, which is what ``from_pretrained`` takes. Made once."""
     if not (folder / "config.json").is_file():
+        logging.disable_progress_bar()
         model = build(config, device)
         model.save_pretrained(folder)
         del model

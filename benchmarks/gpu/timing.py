@@ -88,6 +88,15 @@ def clear(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def peaks(device: torch.device) -> dict[str, int | None]:
+    """Both peaks since they were last reset; a CPU's allocator keeps none."""
+    cuda = device.type == "cuda"
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
+    }
+
+
 def step_times(step: Callable[[int], None], first: int, count: int, device: torch.device) -> list[float]:
     """Milliseconds of each of ``count`` steps, one behind another."""
     if device.type != "cuda":
@@ -168,11 +177,7 @@ class Bench:
             self._step(arm)
         synchronize(self.device)
         if cuda:
-            arm.peak = {
-                "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
-                "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
-                "others_bytes": others,
-            }
+            arm.peak = peaks(self.device) | {"others_bytes": others}
         arm.facts |= getattr(arm.running, "facts", {})
         arm.status = "done"
 
