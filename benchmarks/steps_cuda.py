@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import ours, results, rivals, shapes
+from gpu import figures, ours, results, rivals, shapes
 from gpu.timing import Arm, Bench, ratio
 
 TARGETS = ("c_attn",)
@@ -114,6 +114,7 @@ def main() -> None:
     data["shapes"] = found
     path = results.stem(asked.out, "steps", device, asked.tiny)
     written = [results.write_json(path, data), results.write_csv(path, [row for part in found for row in part["rows"]])]
+    written.append(figures.steps(path, found, data["device"]))
     for part in found:
         print(f"\n{part['shape']}\n{results.arms_table(part['rows'])}")
         lines = [

@@ -143,21 +143,28 @@ class Bench:
             arm.facts["reason"] = f"{type(error).__name__}: {error}"[:300]
             traceback.print_exc(limit=-3)
         if arm.status in ("oom", "failed"):
-            self._close(arm)
+            self.close(arm)
 
-    def _close(self, arm: Arm) -> None:
+    def close(self, arm: Arm) -> None:
         running, arm.running = arm.running, None
         if running is not None:
             running.close()
             del running
         clear(self.device)
 
-    def memory(self, arms: Sequence[Arm], steps: int = 3, between: Callable[[], None] | None = None) -> None:
-        """Peaks of each arm, alone on the device; ``between`` frees what arms share. A ``keep`` arm stays set up if it is the last."""
+    def memory(
+        self, arms: Sequence[Arm], steps: int = 3, between: Callable[[], None] | None = None, stay: bool = False
+    ) -> None:
+        """Peaks of each arm, alone on the device; ``between`` frees what arms share. A ``keep`` arm stays set up if it is the last.
+
+        With ``stay`` all of them do: then a peak is less what the others take, which lies still.
+        """
         for arm in arms:
             self._guarded(arm, lambda arm=arm: self._peak(arm, steps))  # type: ignore[misc]
-            if not (arm.keep and arm is arms[-1]):
-                self._close(arm)
+            if stay:
+                self._take_off(arm)
+            elif not (arm.keep and arm is arms[-1]):
+                self.close(arm)
             if between is not None:
                 between()
             clear(self.device)
@@ -165,10 +172,18 @@ class Bench:
             shown = f"{peak / 2**20:.0f} MiB" if peak else arm.facts.get("reason", "no peak on a CPU")
             print(f"  [{self.elapsed:5.0f} s] {arm.name}: {arm.status}, {shown}", flush=True)
 
+    def _take_off(self, arm: Arm) -> None:
+        """A peak of an arm beside others becomes its own."""
+        for key, others in (("peak_allocated_bytes", "others_bytes"), ("peak_reserved_bytes", "others_reserved_bytes")):
+            both, less = arm.peak.get(key), arm.peak.get(others)
+            if both is not None and less is not None:
+                arm.peak[key] = both - less
+
     def _peak(self, arm: Arm, steps: int) -> None:
         clear(self.device)
         cuda = self.device.type == "cuda"
         others = torch.cuda.memory_allocated() if cuda else None
+        reserved = torch.cuda.memory_reserved() if cuda else None
         arm.running = arm.build()
         arm.facts |= getattr(arm.running, "facts", {})
         if hasattr(arm.running, "peaks"):  # in a process of its own
@@ -182,7 +197,7 @@ class Bench:
             self._step(arm)
         synchronize(self.device)
         if cuda:
-            arm.peak = peaks(self.device) | {"others_bytes": others}
+            arm.peak = peaks(self.device) | {"others_bytes": others, "others_reserved_bytes": reserved}
         arm.facts |= getattr(arm.running, "facts", {})
         arm.status = "done"
 
@@ -202,10 +217,10 @@ class Bench:
                 if arm.status not in ("oom", "failed"):
                     self._guarded(arm, lambda arm=arm: self._visit(arm))  # type: ignore[misc]
                 if not arm.keep:
-                    self._close(arm)
+                    self.close(arm)
             print(f"  [{self.elapsed:5.0f} s] round {number + 1} of {rounds}", flush=True)
         for arm in live:
-            self._close(arm)
+            self.close(arm)
 
     def _visit(self, arm: Arm) -> None:
         fresh = arm.running is None
