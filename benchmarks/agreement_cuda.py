@@ -42,13 +42,13 @@ STORAGES = {"nf4": ("quantized", "dequantized"), "bf16": ("unquantized",)}
 
 
 def our_losses(
-    folder: Path, cell: Cell, storage: str, rows: list[Row], compile: str, device: torch.device
+    folder: Path, cell: Cell, storage: str, rows: list[Row], compile: str, packing: bool, device: torch.device
 ) -> tuple[list[float], list[list[int]]]:
     """Our losses step by step, and the rows of each step."""
     assert cell.train.steps
     steps = cell.train.steps
     loaded = load_base(find(str(folder)), cell, device, storage=storage)
-    fit_settings = ours.settings(steps, BATCH, compile if device.type == "cuda" else "off")
+    fit_settings = ours.settings(steps, BATCH, compile if device.type == "cuda" else "off", packing)
     run = ours.start(loaded, cell, rows, 1, fit_settings, [SEED], prepared=0)
     fit: Fit = run.fit
     for step in range(steps):
@@ -102,7 +102,7 @@ def base_run(
         theirs: list[float] = []
         for storage in STORAGES[precision][: 1 if asked.quick and not control else None]:
             begun = time.perf_counter()
-            mine, order = our_losses(folder, cell, storage, rows, asked.compile, device)
+            mine, order = our_losses(folder, cell, storage, rows, asked.compile, asked.packing, device)
             clear(device)
             if not theirs:
                 theirs = their_losses(folder, cell, recipe, rows, order, pad_id, device)
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="*", default=["gpt2-demo"], help="folders of small real bases, or gpt2-demo")
     parser.add_argument("--precisions", nargs="+", choices=tuple(STORAGES), default=list(STORAGES))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--packing", action="store_true", help="ours with rows packed without padding, where it can")
     parser.add_argument("--no-random", action="store_true", help="leave GPT-2 medium with random weights out")
     asked = parser.parse_args()
     asked.steps = asked.steps or (5 if asked.tiny else 200)

@@ -75,12 +75,14 @@ class Table:
         """A rival's arm."""
         return rivals.arm(name, self.folder, recipe, TARGETS, rank, self.rows, self.batch, self.device)
 
-    def ours(self, precision: str, checkpointing: bool, rank: int = 8, optimizer: str = "adamw", more: str = "") -> Arm:
+    def ours(self, precision: str, checkpointing: bool, rank: int = 8, optimizer: str | None = None) -> Arm:
         """Ours, in the storage that memory is claimed for."""
-        cell = ours.cell_of(precision, rank, TARGETS, self.batch, optimizer=optimizer, checkpointing=checkpointing)
+        cell = ours.cell_of(
+            precision, rank, TARGETS, self.batch, optimizer=optimizer or "adamw", checkpointing=checkpointing
+        )
         storage = "quantized" if precision == "nf4" else "unquantized"
-        name = f"ours: {precision}, {word(checkpointing)}{more}"
-        compile = self.asked.compile if optimizer == "adamw" else "off"  # bitsandbytes' optimizers are not captured
+        name = f"ours: {precision}, {word(checkpointing)}{f', {optimizer}, eager' if optimizer else ''}"
+        compile = "off" if optimizer else self.asked.compile  # bitsandbytes' optimizers are not captured: none is then
         return ours.arm(self.bases, name, storage, cell, self.rows, 1, compile, warmup=3)
 
     def cells(self) -> list[dict[str, Any]]:
@@ -139,7 +141,7 @@ class Table:
         """bitsandbytes' paged optimizers against the same unpaged and torch's, ours, with memory to spare."""
         kinds = ["adamw", "paged_adamw_32bit"]
         kinds += [] if self.asked.quick else ["adamw_8bit", "paged_adamw_8bit"]
-        arms = [self.ours("nf4", False, 8, kind, f", {kind}") for kind in kinds]
+        arms = [self.ours("nf4", False, 8, kind) for kind in kinds]
         self.bench.memory(arms)
         managed = managed_bytes()
         self.bench.rounds(arms, self.asked.rounds)
@@ -210,10 +212,12 @@ def main() -> None:
     bench = Bench(device, 0.02 if asked.tiny else 0.15 if asked.quick else 1.0, least=2, most=20, debug=asked.debug)
     config = shapes.config_of("gpt2-medium", asked.tiny)
     rows = shapes.full_rows(config, length, 4 * asked.batch)
+    path = results.stem(asked.out, "memory-table", device, asked.tiny)
     with tempfile.TemporaryDirectory() as temporary:
         folder = shapes.saved(config, Path(temporary) / "base", device)
         table = Table(asked, device, folder, rows, bench)
         cells = table.cells()
+        results.write_csv(path, cells)  # what is measured is kept, whatever comes
         added, additions = table.additions()
         paged, paging = table.paging()
     data = results.header("memory-table", device)
@@ -225,7 +229,6 @@ def main() -> None:
         "paging": paging,
     }
     data["rows"] = [arm.row() for arm in [*added, *paged]]
-    path = results.stem(asked.out, "memory-table", device, asked.tiny)
     written = [results.write_json(path, data), results.write_csv(path, cells)]
     show(data)
     print(f"{bench.elapsed:.0f} s", *written, sep="\n")

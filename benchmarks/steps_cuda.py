@@ -23,7 +23,7 @@ RANK = 8
 STORAGES = {"quantized": "nf4", "dequantized": "nf4", "unquantized": "bf16"}
 
 
-def rival_arms(folder: Path, rows: Any, batch: int, device: torch.device, compiled: bool) -> list[Arm]:
+def rival_arms(folder: Path, rows: Any, batch: int, device: torch.device, compiled: bool, graphs: bool) -> list[Arm]:
     """The compiled one comes last: it stays set up after its peak is taken, as compiling takes long."""
     recipes = {
         "peft: usual QLoRA recipe": rivals.USUAL,
@@ -31,8 +31,12 @@ def rival_arms(folder: Path, rows: Any, batch: int, device: torch.device, compil
         "peft: LoRA bf16": rivals.LORA,
         "peft: LoRA bf16, checkpointing": replace(rivals.LORA, checkpointing=True),
     }
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if graphs:
+        recipes["peft: QLoRA matched, compiled, CUDA graphs"] = replace(
+            rivals.MATCHED, adapter_dtype=dtype, compile="reduce-overhead"
+        )
     if compiled:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         recipes["peft: QLoRA matched, compiled"] = replace(rivals.MATCHED, adapter_dtype=dtype, compile="default")
     return [rivals.arm(name, folder, recipe, TARGETS, RANK, rows, batch, device) for name, recipe in recipes.items()]
 
@@ -69,10 +73,14 @@ def shape_run(
     rows = shapes.full_rows(config, length, 4 * batch * max(asked.members))
     bases = ours.Bases(config, device)
     compiled = not asked.no_compiled and (shape == asked.shapes[0] or not asked.quick)
+    graphs = compiled and not asked.quick and device.type == "cuda" and batch * length <= 1024
     mine = our_arms(bases, rows, batch, asked.members, asked.compile, asked.warmup)
-    theirs = rival_arms(folder, rows, batch, device, compiled)
+    theirs = rival_arms(folder, rows, batch, device, compiled, graphs)
     print(f"{shape}: peaks, each arm alone", flush=True)
-    bench.memory([*mine, *theirs], between=bases.free)
+    for storage in STORAGES:
+        bench.memory([arm for arm in mine if arm.storage == storage])
+        bases.free()
+    bench.memory(theirs)
     print(f"{shape}: times, in turn", flush=True)
     bench.rounds([*theirs, *mine], asked.rounds, deadline)
     bases.free()
@@ -96,12 +104,7 @@ def main() -> None:
     seconds = asked.seconds or (0.02 if asked.tiny else 0.3 if asked.quick else 1.0)
     bench = Bench(device, seconds, least=2 if asked.tiny or asked.quick else 3, most=20, debug=asked.debug)
     limit = asked.deadline or (150.0 if asked.quick else 1e9)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = shapes.saved(shapes.config_of("gpt2-medium", asked.tiny), Path(temporary) / "base", device)
-        found = []
-        for number, shape in enumerate(asked.shapes, 1):
-            deadline = limit * (0.75 + 0.25 * (number - 1)) if len(asked.shapes) > 1 else limit
-            found.append(shape_run(asked, shape, device, folder, deadline, bench))
+    found: list[dict[str, Any]] = []
     data = results.header("steps", device)
     data["settings"] = {
         "base": "gpt2-medium shape, random weights" if not asked.tiny else "tiny",
@@ -113,15 +116,21 @@ def main() -> None:
     }
     data["shapes"] = found
     path = results.stem(asked.out, "steps", device, asked.tiny)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = shapes.saved(shapes.config_of("gpt2-medium", asked.tiny), Path(temporary) / "base", device)
+        for number, shape in enumerate(asked.shapes, 1):
+            deadline = limit * (0.75 + 0.25 * (number - 1)) if len(asked.shapes) > 1 else limit
+            found.append(shape_run(asked, shape, device, folder, deadline, bench))
+            results.write_json(path, data)  # what is measured is kept, whatever comes
     written = [results.write_json(path, data), results.write_csv(path, [row for part in found for row in part["rows"]])]
     written.append(figures.steps(path, found, data["device"]))
     for part in found:
-        print(f"\n{part['shape']}\n{results.arms_table(part['rows'])}")
         lines = [
             (f"{r['of']} / {r['over']}", *(results.number(r[key], 2) for key in ("median", "least", "greatest")))
             for r in part["ratios"]
         ]
         print(results.table(("times as long a run and step", "median", "least", "greatest"), lines))
+        print(f"\n{part['shape']}\n{results.arms_table(part['rows'])}")
     print(f"\n{bench.elapsed:.0f} s", *written, sep="\n")
 
 

@@ -104,13 +104,10 @@ def rivals(job: dict[str, Any], place: Path) -> dict[str, Any]:
         [sys.executable, "-m", "gpu.rival_runs", str(place)], env=environment(), check=False
     ).returncode
     wall = time.perf_counter() - begun
-    runs = json.loads(Path(job["out"]).read_text()) if code == 0 else []
-    return {
-        "wall_s": round(wall, 2),
-        "exit_code": code,
-        "start_s": round(wall - sum(r["run_s"] for r in runs), 2),
-        "runs": runs,
-    }
+    found = json.loads(Path(job["out"]).read_text()) if code == 0 else {"warmup_s": 0.0, "runs": []}
+    runs = found["runs"]
+    start = wall - found["warmup_s"] - sum(run["run_s"] for run in runs)
+    return {"wall_s": round(wall, 2), "exit_code": code, "start_s": round(start, 2), "runs": runs}
 
 
 def extrapolated(samples: list[dict[str, Any]], kind: str, runs: int) -> dict[str, Any] | None:
@@ -135,7 +132,7 @@ def extrapolated(samples: list[dict[str, Any]], kind: str, runs: int) -> dict[st
 
 def arguments() -> argparse.Namespace:
     """The options; ``--tiny`` shrinks everything."""
-    parser = results.options(__doc__)
+    parser = results.options(__doc__, compile="auto")
     parser.add_argument("--data", type=Path, help="Alpaca's file, or one that --write-reduced wrote")
     parser.add_argument("--tokenizer", type=Path, help="a folder with GPT-2's tokenizer files")
     parser.add_argument("--write-reduced", type=Path)

@@ -86,19 +86,21 @@ def one_run(
 
 
 def main() -> None:
-    """Warm up (not counted in any run), then the job's runs in order."""
+    """Warm up (counted nowhere), then the job's runs in order."""
     job = json.loads(Path(sys.argv[1]).read_text())
     source = find(job["base"])
     tokenizer = load_tokenizer(source)
     data = build(Task(**job["task"]), tokenizer, tokenizer_fingerprint(source), Path(job["cache"]))
     pad_id = pad_token_id(tokenizer)
+    begun = time.perf_counter()
     one_run(job, "matched QLoRA", 8, 0, data, pad_id, 3)
+    warmup = time.perf_counter() - begun
     runs = []
     for kind, rank, seed in job["runs"]:
         found = one_run(job, kind, rank, seed, data, pad_id, job["steps"])
         print(f"  {kind}, r = {rank}: {found['run_s']:.1f} s ({found['train_s']:.1f} of it steps)", flush=True)
         runs.append(found)
-    Path(job["out"]).write_text(json.dumps(runs))
+    Path(job["out"]).write_text(json.dumps({"warmup_s": round(warmup, 3), "runs": runs}))
 
 
 if __name__ == "__main__":

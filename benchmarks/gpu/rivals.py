@@ -164,6 +164,8 @@ class RivalRun:
 
     def loss(self, i: int) -> torch.Tensor:
         """Forward and backward of batch ``i``."""
+        if self.recipe.compile:
+            torch.compiler.cudagraph_mark_step_begin()
         ids = self.inputs[i % len(self.inputs)].to(self.device, non_blocking=True)
         try:
             with self._autocast():

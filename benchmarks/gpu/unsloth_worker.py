@@ -70,6 +70,7 @@ class Model:
         weights = {str(p.dtype).removeprefix("torch.") for p in self.parameters}
         return {
             "trainable_params": sum(p.numel() for p in self.parameters),
+            "layers_in_4_bits": sum(getattr(p, "quant_state", None) is not None for p in self.model.parameters()),
             "adapter_dtype": " ".join(sorted(weights)),
             "unsloth": unsloth.__version__,
         }
