@@ -45,14 +45,25 @@ format: $(READY)  ## let ruff write what lint asks for
 docs: $(READY)  ## write docs/study.md anew from the study file's types
 	$(BIN)/python tools/study_reference.py
 
-bench-cpu: $(READY)  ## benchmarks that need no GPU
+bench-cpu: $(READY)  ## benchmarks that need no GPU: cohorts, agreement with PEFT, and a trial of the step benchmark
 	$(OFFLINE) $(BIN)/python benchmarks/cohort_cpu.py
+	$(OFFLINE) $(BIN)/python benchmarks/agreement_cuda.py --device cpu --no-random --steps 50
+	$(OFFLINE) $(BIN)/python benchmarks/steps_cuda.py --device cpu --tiny --members 1 4 --out runs/bench-trial
 
-bench: $(READY)  ## benchmarks that need a CUDA GPU (benchmarks/*_cuda.py)
+# ARGS=--quick shortens all; DATA (Alpaca's file), TOKENIZER (GPT-2's folder) and UNSLOTH_SITE (a folder with unsloth) are optional.
+BENCHES := steps agreement memory_table study crossover unsloth
+ARGS ?=
+STUDY_ARGS := $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
+UNSLOTH_ARGS := $(if $(UNSLOTH_SITE),--unsloth-site $(UNSLOTH_SITE))
+
+bench: $(READY)  ## the whole comparison on a CUDA GPU: dated tables and figures in benchmarks/
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
 	  { echo "no CUDA GPU here: make bench-cpu runs what needs none"; exit 1; }
-	@ls benchmarks/*_cuda.py >/dev/null 2>&1 || { echo "there are no GPU benchmarks yet: make bench-cpu"; exit 1; }
-	@set -e; for script in benchmarks/*_cuda.py; do echo "$$script"; $(OFFLINE) $(BIN)/python "$$script"; done
+	@failed=; for name in $(BENCHES); do \
+	  case $$name in study) more="$(STUDY_ARGS)";; unsloth) more="$(UNSLOTH_ARGS)";; *) more=;; esac; \
+	  echo "benchmarks/$${name}_cuda.py $(ARGS) $$more"; \
+	  $(OFFLINE) $(BIN)/python benchmarks/$${name}_cuda.py $(ARGS) $$more || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "not as it should be:$$failed"; exit 1; }
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,74 @@
+"""The benchmarks' arithmetic: ratios, extrapolation, the split of a saving. (The scripts themselves: ``make bench-cpu``.)"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def arm(name: str, members: int, repeats: list[list[float]]) -> Any:
+    timing = importlib.import_module("gpu.timing")
+    return timing.Arm(name, lambda: None, "quantized", members, repeats=repeats)
+
+
+def test_a_ratio_is_taken_round_by_round_and_a_run() -> None:
+    timing = importlib.import_module("gpu.timing")
+    found = timing.ratio(arm("slow", 1, [[10.0], [20.0], [12.0]]), arm("fast", 4, [[8.0], [8.0], [8.0]]))
+    assert (found["median"], found["least"], found["greatest"], found["rounds"]) == (6.0, 5.0, 10.0, 3)
+
+
+def test_an_arm_that_was_not_timed_has_no_figures() -> None:
+    row = arm("oom", 8, []).row()
+    assert row["ms_per_step"] is None
+    assert row["peak_allocated_bytes"] is None
+
+
+def test_the_saving_is_split_in_both_orders() -> None:
+    table = importlib.import_module("memory_table_cuda")
+    cells = {("bf16", False): 10892, ("bf16", True): 3330, ("nf4", False): 11350, ("nf4", True): 3313}
+    found = table.attribution(cells)
+    assert found["saving_percent"] == 69.6
+    assert found["by_quantization_percent"] == -2.0
+    assert found["by_checkpointing_percent"] == 71.6
+    for order in found["orders"].values():
+        assert order["quantization_bytes"] + order["checkpointing_bytes"] == 10892 - 3313
+
+
+def test_a_makespan_is_extrapolated_from_what_was_measured() -> None:
+    study = importlib.import_module("study_cuda")
+    runs = [{"kind": "usual LoRA", "run_s": 10.0}, {"kind": "usual QLoRA", "run_s": 20.0}]
+    found = study.extrapolated([{"runs": runs, "start_s": 5.0}], "usual", 24)
+    assert found["makespan_s"] == 5 + 12 * 30
+    assert study.extrapolated([{"runs": runs, "start_s": 5.0}], "matched", 24) is None
+
+
+def test_a_failed_arm_is_a_row_and_the_rest_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    timing = importlib.import_module("gpu.timing")
+
+    class Fine:
+        def step(self, i: int) -> None: ...
+        def close(self) -> None: ...
+
+    def broken() -> Any:
+        raise ValueError("no")
+
+    arms = [timing.Arm("broken", broken, "quantized"), timing.Arm("fine", Fine, "quantized")]
+    bench = timing.Bench(torch.device("cpu"), 0.001, least=2)
+    bench.memory(arms)
+    bench.rounds(arms, 2)
+    capsys.readouterr()
+    assert [a.status for a in arms] == ["failed", "done"]
+    assert len(arms[1].repeats) == 2
+    assert arms[0].row()["reason"] == "ValueError: no"
