@@ -40,8 +40,9 @@ def test_divide_does_not_split_what_takes_no_time():
         ({"threads": 4}, Machine("cpu", 8), 9, (2, 4)),
         ({"workers": 2}, Machine("cpu", 8), 9, (2, 4)),
         ({"workers": 3, "threads": 2}, Machine("cpu", 2), 9, (3, 2)),
-        ({}, Machine("cuda", 16, ("0",)), 9, (1, 16)),
-        ({}, Machine("cuda", 16, ("0", "1")), 9, (2, 8)),
+        ({}, Machine("cuda", 16, ("0",)), 9, (2, 8)),
+        ({}, Machine("cuda", 16, ("0",)), 1, (1, 8)),
+        ({}, Machine("cuda", 16, ("0", "1")), 9, (4, 4)),
     ],
 )
 def test_concurrency(run, machine, independent, expected):

@@ -1,4 +1,7 @@
-"""``python -m loracle.worker DIR``: claim the folder, do its job, write its record. Contract: docs/jobs.md."""
+"""``python -m loracle.worker DIR``, or ``--spare`` and DIR on stdin: claim the folder, do its job, write its record.
+
+Contract: docs/jobs.md.
+"""
 
 from __future__ import annotations
 
@@ -62,11 +65,16 @@ def say(phase: str, **facts: Any) -> None:
         os._exit(EXIT_SIGTERM)
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "_alloc_failed", "bad_alloc")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's and the CPU allocator's ways of saying so."""
-    text = str(error)
+    """The ways of CUDA, its libraries and the CPU's allocators of saying so."""
+    text = str(error).lower()
     return (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in text for words in OUT_OF_MEMORY)
     )
 
 
@@ -83,6 +91,10 @@ def work(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
     if job.get("kind") not in kinds:
         return {"status": "failed", "reason": f"unknown kind of job: {job.get('kind')!r}"}
     try:
+        if job.get("memory_fraction") is not None:
+            from loracle.worker.limits import limit_memory
+
+            limit_memory(job["memory_fraction"], job.get("device", "auto"))
         return kinds[job["kind"]]()
     except LoracleError as error:
         return {"status": "failed", "reason": one_line(error), "usage": isinstance(error, SpecError)}
@@ -151,6 +163,13 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(facts()))
         return 0
     die_with_parent()
+    if arguments == ["--spare"]:
+        from loracle.worker.spare import wait_for_job
+
+        given = wait_for_job()
+        if given is None:
+            return 0
+        arguments = [str(given)]
     stop = Stop()
     to_stderr()
     folder = Path(arguments[0]).resolve()
