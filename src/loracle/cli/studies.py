@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +31,13 @@ GpuMemory = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
+NEEDED_LATER = (
+    "loracle.report.write",
+    "matplotlib.style",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.ticker",
+)
 QUICK = ["seeds=[42, 43]", "vary.rank=[2, 8]", "train.steps=20"]
 
 
@@ -93,12 +103,27 @@ def _run(study: Study, out: Path | None, as_json: bool) -> None:
     from loracle.study import run_study
     from loracle.study.progress import for_stream
 
-    outcome = run_study(study, out or Path("runs") / study.name, progress=for_stream(), report=write_report)
+    with _imported_meanwhile():
+        outcome = run_study(study, out or Path("runs") / study.name, progress=for_stream(), report=write_report)
     if as_json:
         print(json.dumps(outcome_json(outcome), indent=1, ensure_ascii=False))
     else:
         _print_outcome(outcome)
     raise typer.Exit(outcome.exit_code)
+
+
+@contextlib.contextmanager
+def _imported_meanwhile() -> Iterator[None]:
+    """scipy and matplotlib take seconds to import: a thread does it while the first worker is at work. It begins only after a
+    moment, so that a study with an error in it ends at once; not a daemon, which must not be stopped amid an import."""
+    import threading
+
+    timer = threading.Timer(1.0, lambda: [importlib.import_module(name) for name in NEEDED_LATER])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:

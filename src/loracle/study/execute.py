@@ -24,7 +24,7 @@ from loracle.study.fits import budget
 from loracle.study.inspect import WorkerDied, inspect, unreadable
 from loracle.study.interrupt import Interrupted, Stop
 from loracle.study.launch import Launcher, LocalLauncher
-from loracle.study.measuring import diagnose, probed, probes
+from loracle.study.measuring import comparable, diagnose, probed, probes
 from loracle.study.places import Places
 from loracle.study.plan import make_plan
 from loracle.study.progress import Progress, Silent
@@ -82,10 +82,10 @@ def _work(study: Study, layout: StudyFolder, crew: Crew, machine: Machine) -> tu
         machine = as_seen(machine, plan["machine"])
         crew.places = Places(machine.gpus, budget(study.run, plan["machine"]), machine.cores)
         workers, threads = _at_once(study, plan, machine)
-        last = crew.places.kinds(threads, 1)
-        measured = [*crew.places.kinds(threads, lanes(len(plan["cells"]), machine)), *last]
-        Training(study, layout, plan, crew).run(workers, measured if probed(study) else last)
-        probes(study, layout, plan, crew, threads, machine, last)
+        compared = crew.places.kinds(threads, 1) if comparable(plan) else []
+        alone = crew.places.kinds(threads, lanes(len(plan["cells"]), machine)) if probed(study) else []
+        Training(study, layout, plan, crew).run(workers, [*alone, *compared])
+        probes(study, layout, plan, crew, threads, machine, compared)
         return plan, diagnose(study, layout, plan, crew, threads)
     except Interrupted as stopped:
         raise Interrupted(_how_to_resume(layout, plan), stopped.exit_code) from stopped

@@ -39,6 +39,12 @@ def budget(run: Run, machine: Mapping[str, Any]) -> int | None:
     return math.floor(memory * (1 - MARGIN))
 
 
+def worker_memory(run: Run, machine: Mapping[str, Any]) -> int | None:
+    """Bytes of a GPU that one worker may allocate; None on a CPU, or where the card's memory is not known."""
+    card = machine.get("gpu_memory_bytes")
+    return int(card * (memory_fraction(run, machine) or 1.0)) if card else None
+
+
 def group_needs(sizing: Mapping[str, Any], members: int) -> int | None:
     """Predicted peak of ``members`` runs of a group side by side; None where its sizing does not say."""
     fixed, each = sizing.get("fixed_bytes"), sizing.get("bytes_per_member")

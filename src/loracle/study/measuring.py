@@ -49,6 +49,11 @@ def diagnose(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: C
     return None if end.status == "done" else f"diagnose: {end.reason}"
 
 
+def comparable(plan: Mapping[str, Any]) -> bool:
+    """Whether a diagnose job may follow at all: some cell has a 16-bit twin, or some run another data order's."""
+    return bool(plan["null_pairs"]) or any(cell["reference"] for cell in plan["cells"])
+
+
 def diagnose_pairs(
     plan: Mapping[str, Any], done: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:

@@ -132,10 +132,15 @@ def member_config(cell: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
     return {**cell["config"], "init_seed": run["init_seed"], "order_seed": run["order_seed"]}
 
 
-def out_of_memory(plan: Mapping[str, Any], run: Mapping[str, Any], needs_bytes: int | None = None) -> State:
-    """``oom`` with what is known of the need: ``needs_bytes``, else the cell's own prediction."""
+def out_of_memory(
+    plan: Mapping[str, Any], run: Mapping[str, Any], needs_bytes: int | None = None, had_bytes: int | None = None
+) -> State:
+    """``oom`` with what is known of the need: it is at least ``had_bytes``, the memory in which the run failed by itself; else
+    ``needs_bytes``, or the cell's own prediction."""
     cell = next(cell for cell in plan["cells"] if cell["id"] == run["cell"])
     need = needs_bytes or cell_needs(cell) or cell.get("predicted_bytes")
+    if had_bytes is not None and had_bytes > (need or 0):
+        return State("oom", f"needs ≥ {amount(had_bytes)} (ran out of memory)" + remedy(cell))
     if not need:
         return State("oom", "does not fit; the need is not known")
     return State("oom", f"needs ≥ {amount(need)} (predicted)" + remedy(cell))

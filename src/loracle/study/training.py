@@ -12,7 +12,7 @@ from loracle.store.files import SCHEMA, write_json
 from loracle.store.layout import StudyFolder
 from loracle.study.cohorts import halves, leaves, part_of
 from loracle.study.crew import Crew, Ended, Job
-from loracle.study.fits import amount, budget, cohort_needs, memory_fraction
+from loracle.study.fits import amount, budget, cohort_needs, memory_fraction, worker_memory
 from loracle.study.spares import Kind
 from loracle.study.states import State, is_final, member_config, out_of_memory, run_record, write_end
 
@@ -108,7 +108,8 @@ class Training:
     def too_large(self, cohort: dict[str, Any]) -> list[Job]:
         """Out of memory: two halves in its place, written to plan.json first; a single run has its end."""
         if len(cohort["runs"]) == 1:
-            return self.close(cohort, out_of_memory(self.plan, self.runs[cohort["runs"][0]]))
+            had = worker_memory(self.study.run, self.plan["machine"])
+            return self.close(cohort, out_of_memory(self.plan, self.runs[cohort["runs"][0]], had_bytes=had))
         return [self.job(part) for part in self.split(cohort, "out of memory")]
 
     def split(self, cohort: dict[str, Any], why: str) -> list[dict[str, Any]]:

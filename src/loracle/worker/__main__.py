@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from loracle.base.errors import EXIT_SIGTERM, LoracleError, SpecError, one_line
 from loracle.base.log import logger, to_stderr
@@ -22,6 +22,7 @@ from loracle.store.files import SCHEMA, read_json, write_json
 from loracle.store.layout import StudyFolder
 
 CLAIM_WAIT_S = 60.0
+NOTHING_LEFT = ("inspect", "train", "probe", "diagnose")  # jobs that leave nothing to do at the interpreter's end
 
 
 class Stop:
@@ -185,7 +186,17 @@ def main(arguments: list[str]) -> int:
     except LoracleError as error:
         logger.error(one_line(error))
         return error.exit_code
-    return EXIT_SIGTERM if record["status"] == "interrupted" else 0
+    code = EXIT_SIGTERM if record["status"] == "interrupted" else 0
+    if job.get("kind") in NOTHING_LEFT and not job.get("track"):
+        leave(code)
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: all that matters is on disk, and to take down an interpreter with torch in it takes a second or two."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
