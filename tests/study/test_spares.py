@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -151,10 +153,59 @@ def test_a_study_with_spares_gives_what_it_gives_without(fake, launcher, make_st
     assert not any(alive(line["pid"]) for line in lines)
 
 
-def test_kill_9_of_the_study_takes_its_spares_along(fake, tmp_path):
-    import subprocess
-    import sys
+def test_a_real_spare_works_through_a_job(tmp_path, monkeypatch):
+    """The true worker: torch and the rest imported ahead, then a job's record, and what it says in the job's log."""
+    monkeypatch.delenv("LORACLE_WORKER_COMMAND", raising=False)
+    launcher = LocalLauncher()
+    launcher.prepare({(1, None): 1})
+    [pid] = waiting(launcher)
+    folder = probe_job(tmp_path)  # without data: it fails, and says so
+    worker = launcher.start(folder, 1)
+    assert worker._process.pid == pid
+    wait_for(lambda: worker.exit_code() is not None, 120)
+    assert worker.exit_code() == 0
+    worker.kill()
+    assert read_json(folder / "record.json")["status"] == "failed"
+    assert int((folder / "claim.lock").read_text()) == pid
+    assert "the job failed" in (folder / "log.txt").read_text()
 
+
+def started_here(state: Path) -> list[int]:
+    """Processes whose environment names this test's folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if str(state).encode() in path.read_bytes() and alive(int(path.parent.name)):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_study_leaves_no_process(fake, rows, tmp_path, number):
+    fake(step_s=0.1)
+    study = tmp_path / "small.yaml"
+    study.write_text(
+        "name: small\nbase: some-base\ntask: {data: rows.jsonl}\ntrain: {steps: 50, batch_size: 2}\nseeds: [42, 43]\n"
+        "vary: {precision: [bf16, nf4]}\nrun: {cohort: 2, threads: 1, workers: 1}\n"
+    )
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom loracle.spec import load_study\nfrom loracle.study import execute\n"
+        "from loracle.study.launch import LocalLauncher\n"
+        "execute.this_machine = lambda _: execute.Machine('cpu', 8)\n"
+        "execute.run_study(load_study(Path(sys.argv[1])), Path(sys.argv[2]), launcher=LocalLauncher(spares=True))\n"
+    )
+    command = [sys.executable, "-c", code, str(study), str(tmp_path / "study")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(tmp_path.glob("study/cohorts/*/checkpoint.json")))
+    wait_for(lambda: len(started_here(tmp_path)) >= 3)  # the study, its worker, a spare
+    process.send_signal(number)
+    process.wait(30)
+    wait_for(lambda: not started_here(tmp_path))
+
+
+def test_kill_9_of_the_study_takes_its_spares_along(fake, tmp_path):
     code = (
         "import sys, time\nfrom loracle.study.launch import LocalLauncher\n"
         "launcher = LocalLauncher(spares=True)\nlauncher.prepare({(1, None): 2})\n"

@@ -12,7 +12,7 @@ from loracle.store.layout import StudyFolder
 from loracle.study.cells import asks
 from loracle.study.crew import Crew, Ended, Job
 from loracle.study.fits import amount, budget, cell_needs, memory_fraction, remedy
-from loracle.study.resources import Machine, lanes
+from loracle.study.resources import Machine, concurrency, lanes
 from loracle.study.spares import Kind
 from loracle.study.states import run_record
 
@@ -123,7 +123,8 @@ def probes(
             write_json(job.folder / "record.json", _unprobed(job.about, status, end.reason))
         return []
 
-    crew.run(jobs, lanes(len(jobs), machine) if machine.device != "cpu" else 1, ended, following)
+    workers, _ = concurrency(study.run, machine, len(jobs))
+    crew.run(jobs, lanes(workers, machine) if machine.device != "cpu" else 1, ended, following)
 
 
 def probe_job(
