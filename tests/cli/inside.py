@@ -53,3 +53,7 @@ class Inside:
             torch.set_num_threads(before)
         write_json(folder / "record.json", {"schema": SCHEMA, "kind": job["kind"], "id": job["id"], **record})
         return Ended(folder)
+
+    def prepare(self, kinds: Any) -> None: ...
+
+    def close(self) -> None: ...

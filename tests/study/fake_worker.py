@@ -16,6 +16,7 @@ from pathlib import Path
 
 from loracle.store.claims import claim
 from loracle.store.files import digest, read_json, write_bytes, write_json
+from loracle.worker.spare import wait_for_job
 
 OPTIONS = json.loads(os.environ.get("FAKE_WORKER", "{}"))
 stopped = False
@@ -28,6 +29,20 @@ def stop(*_: object) -> None:
 
 def progress(**event: object) -> None:
     print(json.dumps({"event": "progress", **event}), flush=True)
+
+
+def span(folder: Path, what: str) -> None:
+    """One line of when a job began and ended, on which GPU, and whether a spare does it."""
+    seen = {"job": f"{folder.parent.name}/{folder.name}", "what": what, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    with open(OPTIONS["spans"], "a") as lines:
+        lines.write(json.dumps({**seen, "spare": sys.argv[1] == "--spare", "pid": os.getpid()}) + "\n")
+
+
+def others(folder: Path) -> int:
+    """How many other cohorts are at work, after some time to start."""
+    time.sleep(OPTIONS["job_s"])
+    lines = [json.loads(line) for line in Path(OPTIONS["spans"]).read_text().splitlines()]
+    return sum(1 if line["what"] == "start" else -1 for line in lines if line["job"].startswith("cohorts/")) - 1
 
 
 def orphan() -> bool:
@@ -79,6 +94,12 @@ def inspect(job: dict, root: Path) -> dict:
             "compute_dtype": "float32", "storage": "dequantized" if quantized else "quantized",
             "steps": config["train"]["steps"] or 10,
         }  # fmt: skip
+        if "cell_bytes" in OPTIONS:
+            need, budget = OPTIONS["cell_bytes"].get(config["precision"], 1), job["gpu_memory"] or OPTIONS["gpu_bytes"]
+            cells[cell["key"]]["fit"] = {
+                "budget_bytes": budget, "budget_source": "fake", "fits": need <= 0.9 * budget, "needs_bytes": need,
+                "largest_batch": 1, "largest_rank": 2, "change": None if need <= 0.9 * budget else "a smaller batch",
+            }  # fmt: skip
     size = OPTIONS.get("size", 6)
     sizing = {
         group["key"]: {
@@ -86,15 +107,19 @@ def inspect(job: dict, root: Path) -> dict:
             "ms_per_step": 10.0 * size if job["measure"] else None,
             "candidates": [],
             "reason": "fake",
+            **OPTIONS.get("sizing", {}),
         }
         for group in job["groups"]
     }
     machine = {"device": OPTIONS.get("device", "cpu"), "cores": 2, "threads": job["threads"]}
+    machine |= {"gpu_memory_bytes": OPTIONS.get("gpu_bytes"), "gpus": OPTIONS.get("gpus", 1)}
     return {"status": "done", "bases": bases, "data": data, "cells": cells, "sizing": sizing, "machine": machine}
 
 
 def train(job: dict, folder: Path, root: Path) -> dict:
     members = job["members"]
+    if "oom_beside" in OPTIONS and others(folder):
+        return {"status": "oom", "reason": "out of memory"}
     if len(members) > OPTIONS.get("oom_above", 1000) or any(
         m["run"].startswith(OPTIONS.get("oom_run", "-")) for m in members
     ):
@@ -159,6 +184,8 @@ def main(folder: Path) -> None:
     with claim(folder / "claim.lock", "job", wait_s=10):
         with open(OPTIONS["journal"], "a") if "journal" in OPTIONS else open(os.devnull, "a") as journal:
             journal.write(f"{folder.parent.name}/{folder.name}\n")
+        if "spans" in OPTIONS:
+            span(folder, "start")
         job = read_json(folder / "job.json")
         if job["kind"] == "inspect":
             record = inspect(job, root)
@@ -175,6 +202,9 @@ def main(folder: Path) -> None:
                 "storage": job["config"]["storage"],
                 "ms_per_step": {"median": 1.0},
             }
+        if "spans" in OPTIONS:
+            time.sleep(OPTIONS.get("job_s", 0.0))
+            span(folder, "end")
         write_json(folder / "record.json", {"schema": 1, "kind": job["kind"], "id": job["id"], **record})
 
 
@@ -184,5 +214,12 @@ if sys.argv[1] == "--doctor":
             {"torch": "2.0", "cuda": None, "device_name": "fake", "bitsandbytes": None, "fast_dtypes": ["float32"]}
         )
     )
+elif sys.argv[1] == "--spare":
+    if OPTIONS.get("spare_dies"):
+        sys.exit("this spare dies")
+    print("a spare is ready", file=sys.stderr, flush=True)
+    given = wait_for_job(())
+    if given is not None:
+        main(given)
 else:
     main(Path(sys.argv[1]))

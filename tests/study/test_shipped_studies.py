@@ -222,6 +222,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class InProcess:
     """A launcher that does an inspect job here and now: starting a worker would take seconds for each plan."""
 
+    def prepare(self, kinds: Any) -> None: ...
+
+    def close(self) -> None: ...
+
     def start(self, folder: Path, threads: int, gpu: str | None = None) -> InProcess:
         from loracle.diagnose.inspect import inspect
 

@@ -42,6 +42,7 @@ def _job(what: Evaluated, asked: Asked) -> dict[str, Any]:
     from loracle.study.inspect import accepted
     from loracle.study.interrupt import Stop
     from loracle.study.launch import LocalLauncher
+    from loracle.study.places import Places
     from loracle.study.progress import for_stream
     from loracle.study.resources import this_machine
 
@@ -61,7 +62,7 @@ def _job(what: Evaluated, asked: Asked) -> dict[str, Any]:
         job = Job(StudyFolder(Path(root)).job(JOB), payload, f"evaluating {asked.target}", machine.cores)
         progress = for_stream()
         try:
-            end = Crew(LocalLauncher(), stop, progress, machine.gpus).one(job)
+            end = Crew(LocalLauncher(), stop, progress, Places(machine.gpus)).one(job)
         finally:
             progress.close()
         if not end.record:

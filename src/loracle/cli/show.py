@@ -19,7 +19,7 @@ def count(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes as MB (10^6)."""
+    """Bytes as MB (10^6), in one unit down a column."""
     return "?" if value is None else f"{value / 1e6:,.1f} MB"
 
 
@@ -46,28 +46,51 @@ def plan_text(plan: Mapping[str, Any]) -> str:
 
 
 def _cells(plan: Mapping[str, Any]) -> str:
-    heads = ["cell", "trainable", "total", "memory (predicted)", "bits/param", "against", "differs in"]
+    from loracle.study.fits import verdict
+
     labels = {cell["id"]: cell["label"] for cell in plan["cells"]}
+    fits = any(cell.get("fit") for cell in plan["cells"])
+    heads = ["cell", "trainable", "total", "peak (predicted)" if fits else "memory (predicted)"]
+    heads += [*(["one GPU"] if fits else []), "bits/param", "against", "differs in"]
     rows = [
         [
             cell["id"],
             count(cell["trainable_params"]),
             count(cell["total_params"]),
             size(cell["predicted_bytes"]),
+            *([verdict(cell)] if fits else []),
             "?" if cell["effective_bits"] is None else f"{cell['effective_bits']:.3f}",
             labels.get(cell["reference"], "-"),
             ", ".join(cell["differences"]) or "-",
         ]
         for cell in plan["cells"]
     ]
-    return table(heads, rows)
+    return "\n".join([table(heads, rows), *_budgets(plan)])
+
+
+def _budgets(plan: Mapping[str, Any]) -> list[str]:
+    """Against which memory it was said what fits."""
+    from loracle.study.fits import amount
+
+    fits = [cell["fit"] for cell in plan["cells"] if cell.get("fit")]
+    named = {(fit.get("budget_bytes"), fit.get("budget_source")) for fit in fits}
+    return [f"planned for {amount(size_)} of one GPU" + (f" ({source})" if source else "") for size_, source in named]
 
 
 def _cohorts(plan: Mapping[str, Any]) -> str:
+    needs = any(c.get("needs_bytes") is not None for c in plan["cohorts"])
     rows = [
-        [c["id"], len(c["runs"]), c["threads"], count(c["steps"]), duration(c["estimated_s"])] for c in plan["cohorts"]
+        [
+            c["id"],
+            len(c["runs"]),
+            *([size(c.get("needs_bytes"))] if needs else []),
+            c["threads"],
+            count(c["steps"]),
+            duration(c["estimated_s"]),
+        ]
+        for c in plan["cohorts"]
     ]
-    return table(["cohort", "runs", "threads", "steps", "time"], rows)
+    return table(["cohort", "runs", *(["peak (predicted)"] if needs else []), "threads", "steps", "time"], rows)
 
 
 def _data(data: Mapping[str, Any]) -> str:

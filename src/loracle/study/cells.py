@@ -119,7 +119,16 @@ def described(planned: PlannedCell, record: Mapping[str, Any]) -> dict[str, Any]
         "rank": config["adapter"]["rank"],
         "targets": config["adapter"]["targets"],
         **{
-            k: facts.get(k) for k in ("trainable_params", "total_params", "predicted_bytes", "ledger", "effective_bits")
+            k: facts.get(k)
+            for k in (
+                "trainable_params",
+                "total_params",
+                "predicted_bytes",
+                "ledger",
+                "phases",
+                "fit",
+                "effective_bits",
+            )
         },
         "data": facts.get("data"),
         "sha256": hash_,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +68,30 @@ def divide(loads: Sequence[Load], workers: int) -> list[list[int]]:
         [few] if load.fixed else list(range(few, min(load.count, few + workers - 1) + 1))
         for load, few in zip(loads, least, strict=True)
     ]
-    if math.prod(len(options) for options in choices) > 4096:
-        choices = [[few] for few in least]
 
     def cost(pieces: tuple[int, ...]) -> tuple[float, int]:
         sizes = [(n, load) for p, load in zip(pieces, loads, strict=True) for n in even(load.count, p)]
         return makespan([STARTUP_S + n * load.seconds for n, load in sizes], workers), sum(pieces)
 
-    best = min(itertools.product(*choices), key=cost)
+    if math.prod(len(options) for options in choices) > 4096:
+        best = _better(least, [options[-1] for options in choices], loads, cost)
+    else:
+        best = min(itertools.product(*choices), key=cost)
     return [even(load.count, pieces) for load, pieces in zip(loads, best, strict=True)]
+
+
+def _better(
+    least: Sequence[int],
+    most_: Sequence[int],
+    loads: Sequence[Load],
+    cost: Callable[[tuple[int, ...]], tuple[float, int]],
+) -> tuple[int, ...]:
+    """Too many choices to try them all: from the fewest pieces on, cut where the longest cohort is; the best met is taken."""
+    pieces, best = list(least), tuple(least)
+    while open_ := [i for i, n in enumerate(pieces) if n < most_[i]]:
+        pieces[max(open_, key=lambda i: loads[i].seconds * math.ceil(loads[i].count / pieces[i]))] += 1
+        best = min(best, tuple(pieces), key=cost)
+    return best
 
 
 def most(planned: PlannedCell, asked: int | str, sizing: dict[str, Any], device: str) -> int:
@@ -110,9 +125,14 @@ def leaves(plan: dict[str, Any]) -> list[dict[str, Any]]:
     def expand(cohort: dict[str, Any]) -> list[dict[str, Any]]:
         if cohort["id"] not in splits:
             return [cohort]
-        return [leaf for half in splits[cohort["id"]] for leaf in expand({**cohort, "estimated_s": None, **half})]
+        return [leaf for half in splits[cohort["id"]] for leaf in expand(part_of(cohort, half))]
 
     return [leaf for cohort in plan["cohorts"] for leaf in expand(cohort)]
+
+
+def part_of(cohort: dict[str, Any], half: dict[str, Any]) -> dict[str, Any]:
+    """One of a cohort's halves as a cohort of its own; what was foretold of the whole is not true of it."""
+    return {**cohort, "estimated_s": None, "needs_bytes": None, **half}
 
 
 def halves(cohort: dict[str, Any]) -> list[dict[str, Any]]:

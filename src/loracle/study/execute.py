@@ -20,13 +20,15 @@ from loracle.store.files import read_json, write_json, write_text
 from loracle.store.layout import StudyFolder
 from loracle.study.cells import planned_cells, study_digest
 from loracle.study.crew import GRACE_S, Crew
+from loracle.study.fits import budget
 from loracle.study.inspect import WorkerDied, inspect, unreadable
 from loracle.study.interrupt import Interrupted, Stop
 from loracle.study.launch import Launcher, LocalLauncher
-from loracle.study.measuring import diagnose, probes
+from loracle.study.measuring import comparable, diagnose, probed, probes
+from loracle.study.places import Places
 from loracle.study.plan import make_plan
 from loracle.study.progress import Progress, Silent
-from loracle.study.resources import Machine, concurrency, this_machine
+from loracle.study.resources import Machine, as_seen, concurrency, lanes, this_machine
 from loracle.study.states import Outcome, finished_runs, states
 from loracle.study.training import Training
 
@@ -65,8 +67,8 @@ def run_study(
     layout, machine = StudyFolder(folder), this_machine(study.run.device)
     progress = progress or Silent()
     with _opened(layout, f"study folder {folder}"), contextlib.closing(progress):
-        with Stop() as stop:
-            crew = Crew(launcher or LocalLauncher(), stop, progress, machine.gpus, grace_s)
+        with Stop() as stop, contextlib.closing(launcher or LocalLauncher()) as workers:
+            crew = Crew(workers, stop, progress, Places(machine.gpus, cores=machine.cores), grace_s)
             plan, problem = _work(study, layout, crew, machine)
         page = report(layout.root) if report else None
     return Outcome(layout.root, states(layout, plan, without="failed"), [problem] if problem else [], page)
@@ -77,9 +79,13 @@ def _work(study: Study, layout: StudyFolder, crew: Crew, machine: Machine) -> tu
     plan: dict[str, Any] | None = None
     try:
         plan = obtain_plan(study, layout, crew, machine)
+        machine = as_seen(machine, plan["machine"])
+        crew.places = Places(machine.gpus, budget(study.run, plan["machine"]), machine.cores)
         workers, threads = _at_once(study, plan, machine)
-        Training(study, layout, plan, crew).run(workers)
-        probes(study, layout, plan, crew, threads)
+        compared = crew.places.kinds(threads, 1) if comparable(plan) else []
+        alone = crew.places.kinds(threads, lanes(len(plan["cells"]), machine)) if probed(study) else []
+        Training(study, layout, plan, crew).run(workers, [*alone, *compared])
+        probes(study, layout, plan, crew, threads, machine, compared)
         return plan, diagnose(study, layout, plan, crew, threads)
     except Interrupted as stopped:
         raise Interrupted(_how_to_resume(layout, plan), stopped.exit_code) from stopped
@@ -89,13 +95,13 @@ def obtain_plan(study: Study, layout: StudyFolder, crew: Crew, machine: Machine)
     """The folder's plan where it is this study's (its composition and threads are law), else a new one."""
     plan = _existing_plan(study, layout)
     if plan is None:
-        record = inspect(study, layout, crew, machine, weights=True, measure=study.run.cohort == "auto")
+        record = inspect(study, layout, crew, machine, weights=True, measure=study.run.cohort == "auto", ahead=True)
         _readable(record)
         plan = make_plan(study, record, machine, finished_runs(layout))
         _write_study(study, layout)
         write_json(layout.plan, plan)
     elif not _data_is_there(layout, plan):
-        record = inspect(study, layout, crew, machine, weights=True, measure=False)
+        record = inspect(study, layout, crew, machine, weights=True, measure=False, ahead=True)
         _readable(record)
         _same_data(plan, record)
         _write_study(study, layout)
@@ -150,8 +156,6 @@ def _write_study(study: Study, layout: StudyFolder) -> None:
 
 def _at_once(study: Study, plan: dict[str, Any], machine: Machine) -> tuple[int, int]:
     """(workers, threads of a job that runs alone). Cohorts' own threads are in the plan."""
-    device = str(plan["machine"].get("device") or machine.device).split(":")[0]
-    machine = Machine(device, machine.cores, machine.gpus)
     threads = max((cohort["threads"] for cohort in plan["cohorts"]), default=1)
     pinned = study.run.model_copy(update={"threads": threads})
     return concurrency(pinned, machine, len(plan["cohorts"]))[0], concurrency(study.run, machine, 1)[1]

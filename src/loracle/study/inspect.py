@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loracle.base.errors import LoracleError, SpecError
-from loracle.spec.study import Study
+from loracle.spec.study import Study, parse_bytes
 from loracle.store.files import SCHEMA
 from loracle.store.layout import StudyFolder
 from loracle.study.cells import PlannedCell, plain, planned_cells
@@ -22,9 +22,17 @@ class WorkerDied(LoracleError):
 
 
 def inspect(
-    study: Study, layout: StudyFolder, crew: Crew, machine: Machine, *, weights: bool, measure: bool
+    study: Study,
+    layout: StudyFolder,
+    crew: Crew,
+    machine: Machine,
+    *,
+    weights: bool,
+    measure: bool,
+    ahead: bool = False,
 ) -> dict[str, Any]:
-    """Run the inspect job in ``layout``'s folder and return its record.
+    """Run the inspect job in ``layout``'s folder and return its record. ``ahead``: training follows, so spare workers for it
+    start meanwhile.
 
     Raises ``SpecError`` for what the user must mend, ``LoracleError`` for what went wrong otherwise.
     """
@@ -32,6 +40,7 @@ def inspect(
     check_files(cells)
     groups = inspect_groups(study, cells)
     workers, threads = concurrency(study.run, machine, sum(group["members"] for group in groups))
+    measure = measure and machine.device == "cpu"  # of a GPU the ledger tells what fits, and no weights need be on it
     payload = {
         "schema": SCHEMA,
         "kind": "inspect",
@@ -43,9 +52,11 @@ def inspect(
         "measure": measure,
         "workers": workers,
         "weights": weights,
+        "gpu_memory": parse_bytes(study.run.gpu_memory) if study.run.gpu_memory else None,
     }
     job = Job(layout.job(JOB), payload, "looking at model and data", threads)
-    record = accepted(job, crew.one(job))
+    coming = crew.places.kinds(threads, workers) if ahead else []
+    record = accepted(job, crew.one(job, coming))
     _check(record, cells)
     return record
 

@@ -1,9 +1,9 @@
 """Launchers: how a worker process comes to life and is heard. The study side never loads torch; workers do.
 
-A launcher starts one job folder and hands back a ``Worker``. Local processes are here; another launcher (Ray) needs
-the same two calls. A worker runs in a session of its own, so Ctrl-C in the terminal reaches the study alone, which
-then asks each worker to stop. It must be started from the main thread: workers ask the kernel to end them with their
-parent *thread* (PR_SET_PDEATHSIG).
+A launcher starts one job folder and hands back a ``Worker``. Local processes are here, spare ones (spares.py) among them;
+another launcher (Ray) needs the same calls, of which ``prepare`` and ``close`` may do nothing. A worker runs in a session
+of its own, so Ctrl-C in the terminal reaches the study alone, which then asks each worker to stop. It must be started from
+the main thread: workers ask the kernel to end them with their parent *thread* (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loracle.base.errors import LoracleError
+from loracle.study.spares import Kind, Spare, Spares
 
 COMMAND_VARIABLE = "LORACLE_WORKER_COMMAND"  # another worker program, for tests
 MAX_PENDING = 1 << 20  # bytes of an unfinished line that are kept
@@ -49,15 +50,27 @@ class Launcher(Protocol):
     def start(self, folder: Path, threads: int, gpu: str | None = None) -> Worker:
         """Start the job that lies in ``folder``."""
 
+    def prepare(self, kinds: Mapping[Kind, int]) -> None:
+        """Jobs of these kinds, (threads, GPU), are about to come, so many of each."""
+
+    def close(self) -> None:
+        """No more jobs come."""
+
 
 class LocalLauncher:
     """Worker processes on this machine."""
 
-    def __init__(self, command: Sequence[str] | None = None) -> None:
+    def __init__(self, command: Sequence[str] | None = None, spares: bool | None = None) -> None:
+        """``spares``: whether workers are started ahead of their jobs; a foreign command need not know how."""
         self.command = list(command) if command is not None else worker_command()
+        self.keeps_spares = spares if spares is not None else command is None and COMMAND_VARIABLE not in os.environ
+        self.spares = Spares()
 
     def start(self, folder: Path, threads: int, gpu: str | None = None) -> LocalWorker:
-        """Start ``python -m loracle.worker FOLDER``; its log goes to the end of ``FOLDER/log.txt``."""
+        """Start ``python -m loracle.worker FOLDER``, or give FOLDER to a spare; its log goes to the end of ``FOLDER/log.txt``."""
+        spare = self.spares.take((threads, gpu), folder)
+        if spare is not None:
+            return LocalWorker(folder, spare.process, spare)
         with open(folder / "log.txt", "ab") as log:
             try:
                 process = subprocess.Popen(
@@ -72,13 +85,25 @@ class LocalLauncher:
                 raise LoracleError(f"cannot start a worker ({self.command[0]}): {error.strerror}") from None
         return LocalWorker(folder, process)
 
+    def prepare(self, kinds: Mapping[Kind, int]) -> None:
+        """Start spares where fewer wait than are wanted. One that cannot be started is no loss: the job will say so."""
+        for (threads, gpu), wanted in kinds.items() if self.keeps_spares else ():
+            for _ in range(wanted - self.spares.count((threads, gpu))):
+                with contextlib.suppress(OSError):
+                    self.spares.add((threads, gpu), Spare(self.command, worker_environment(os.environ, threads, gpu)))
+
+    def close(self) -> None:
+        """End the spares that nobody needed."""
+        self.spares.close()
+
 
 class LocalWorker:
-    """One worker process of this machine."""
+    """One worker process of this machine; ``spare`` where it was started ahead of its job."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], spare: Spare | None = None) -> None:
         assert process.stdout is not None
         self.folder = folder
+        self._spare = spare
         self._process = process
         self._stdout = process.stdout.fileno()
         self._pending = b""
@@ -121,6 +146,9 @@ class LocalWorker:
         self._open = False
         if self._process.stdout is not None:
             self._process.stdout.close()
+        if self._spare is not None:
+            self._spare.pour(self.folder)
+            self._spare = None
 
 
 def parse_event(line: bytes) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
-"""What is measured after training: diagnose (similarity, agreement) and one probe a cell, alone on the machine."""
+"""What is measured after training: diagnose (similarity, agreement) and one probe a cell, alone on its GPU or the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loracle.base.errors import StoreError
@@ -10,7 +10,10 @@ from loracle.spec.study import UNQUANTIZED, Study
 from loracle.store.files import SCHEMA, digest, read_json, write_json
 from loracle.store.layout import StudyFolder
 from loracle.study.cells import asks
-from loracle.study.crew import Crew, Job
+from loracle.study.crew import Crew, Ended, Job
+from loracle.study.fits import amount, budget, cell_needs, memory_fraction, remedy
+from loracle.study.resources import Machine, concurrency, lanes
+from loracle.study.spares import Kind
 from loracle.study.states import run_record
 
 PROBE_STEPS = 20
@@ -46,6 +49,11 @@ def diagnose(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: C
     return None if end.status == "done" else f"diagnose: {end.reason}"
 
 
+def comparable(plan: Mapping[str, Any]) -> bool:
+    """Whether a diagnose job may follow at all: some cell has a 16-bit twin, or some run another data order's."""
+    return bool(plan["null_pairs"]) or any(cell["reference"] for cell in plan["cells"])
+
+
 def diagnose_pairs(
     plan: Mapping[str, Any], done: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
@@ -79,21 +87,49 @@ def generates(task: Mapping[str, Any]) -> bool:
     return bool(task["generate"]) and task.get("type") != "classification"
 
 
-def probes(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: Crew, threads: int) -> None:
-    """Measure memory and speed of each cell that has not been, one at a time with nothing else running."""
-    if not asks(study, "memory", "speed"):
+def probed(study: Study) -> bool:
+    """Whether the study asks what its cells take, in memory or time."""
+    return asks(study, "memory", "speed")
+
+
+def probes(
+    study: Study,
+    layout: StudyFolder,
+    plan: Mapping[str, Any],
+    crew: Crew,
+    threads: int,
+    machine: Machine,
+    following: Sequence[Kind] = (),
+) -> None:
+    """Measure memory and speed of each cell that has not been: one at a time with nothing else on its GPU, all GPUs side by
+    side; on a CPU with nothing else running. What cannot fit its GPU is not tried."""
+    if not probed(study):
         return
+    limit, jobs = budget(study.run, plan["machine"]), []
     for cell in plan["cells"]:
-        folder = layout.probe(cell["id"])
         if _probe_status(layout, cell["id"]) in ("done", "oom"):
             continue
-        end = crew.one(Job(folder, probe_job(study, cell, threads), f"probe {cell['id']}", threads))
+        folder, need = layout.probe(cell["id"]), cell_needs(cell)
+        if limit is not None and need is not None and need > limit:
+            reason = f"needs ≥ {amount(need)} (predicted)" + remedy(cell)
+            write_json(folder / "record.json", {**_unprobed(cell, "oom", reason), "started": False})
+            continue
+        payload = probe_job(study, cell, threads, memory_fraction(study.run, plan["machine"]))
+        jobs.append(Job(folder, payload, f"probe {cell['id']}", threads, alone=True, about=dict(cell)))
+
+    def ended(job: Job, end: Ended) -> list[Job]:
         if not end.record:
             status = "oom" if end.memory_killed else "failed"
-            write_json(folder / "record.json", _unprobed(cell, status, end.reason))
+            write_json(job.folder / "record.json", _unprobed(job.about, status, end.reason))
+        return []
+
+    workers, _ = concurrency(study.run, machine, len(jobs))
+    crew.run(jobs, lanes(workers, machine) if machine.device != "cpu" else 1, ended, following)
 
 
-def probe_job(study: Study, cell: Mapping[str, Any], threads: int) -> dict[str, Any]:
+def probe_job(
+    study: Study, cell: Mapping[str, Any], threads: int, memory_fraction: float | None = None
+) -> dict[str, Any]:
     """The probe of one cell, in true quantized storage whatever it was trained in (docs/jobs.md)."""
     precision = cell["config"]["precision"]
     names = set(precision.values()) if isinstance(precision, Mapping) else {precision}
@@ -109,6 +145,7 @@ def probe_job(study: Study, cell: Mapping[str, Any], threads: int) -> dict[str, 
         "data": cell["data"],
         "steps": PROBE_STEPS,
         "warmup": PROBE_WARMUP,
+        "memory_fraction": memory_fraction,
     }
 
 
@@ -130,8 +167,10 @@ def _unprobed(cell: Mapping[str, Any], status: str, reason: str) -> dict[str, An
 
 
 def _probe_status(layout: StudyFolder, cell: str) -> str | None:
+    """None where there is no record, or one of a probe that was never started."""
     try:
-        return str(read_json(layout.probe(cell) / "record.json").get("status"))
+        record = read_json(layout.probe(cell) / "record.json")
+        return None if record.get("started") is False else str(record.get("status"))
     except StoreError:
         return None
 

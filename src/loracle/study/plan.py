@@ -13,7 +13,8 @@ from loracle.store.files import SCHEMA, digest
 from loracle.store.identity import run_digest
 from loracle.study.cells import PlannedCell, asks, described, planned_cells, references, study_digest
 from loracle.study.cohorts import Load, chunks, cohort_id, divide, group_key, makespan, most
-from loracle.study.resources import Machine, concurrency
+from loracle.study.fits import cohort_needs
+from loracle.study.resources import Machine, as_seen, concurrency, lanes
 
 NULL_ORDER_STEP = 1000  # a null run's order_seed is this far from its twin's
 
@@ -44,6 +45,8 @@ def make_plan(
         "splits": {},
         "study_sha256": study_digest(study, cells),
     }
+    for cohort in cohorts:
+        cohort["needs_bytes"] = cohort_needs(plan, cohort)
     plan["plan_id"] = digest([plan["study_sha256"], runs, [[c["runs"], c["threads"]] for c in cohorts]])[:12]
     return plan
 
@@ -120,8 +123,7 @@ def planned_cohorts(
     finished: Mapping[str, str],
 ) -> tuple[list[dict[str, Any]], int]:
     """(cohorts, workers). Sets ``cohort`` of every run; finished runs keep the one that trained them."""
-    device = (record.get("machine") or {}).get("device") or machine.device
-    machine = Machine(str(device).split(":")[0], machine.cores, machine.gpus)
+    machine = as_seen(machine, record.get("machine") or {})
     by_id: dict[str, PlannedCell] = {}
     for planned in cells:
         by_id.setdefault(entries[planned.key]["id"], planned)
@@ -131,7 +133,7 @@ def planned_cohorts(
         _load(study, leaders[key], entries, members, _sizing(record, key), machine) for key, members in groups.items()
     ]
     at_once, _ = concurrency(study.run, machine, sum(load.count for load in loads))
-    divided = divide(loads, at_once) if loads else []
+    divided = divide(loads, lanes(at_once, machine)) if loads else []
     workers, threads = concurrency(study.run, machine, sum(len(sizes) for sizes in divided))
     cohorts: list[dict[str, Any]] = []
     for (key, members), sizes, load in zip(groups.items(), divided, loads, strict=True):

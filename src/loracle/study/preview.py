@@ -12,6 +12,7 @@ from loracle.study.crew import Crew
 from loracle.study.inspect import inspect
 from loracle.study.interrupt import Stop
 from loracle.study.launch import Launcher, LocalLauncher
+from loracle.study.places import Places
 from loracle.study.plan import make_plan
 from loracle.study.progress import Progress, Silent
 from loracle.study.resources import this_machine
@@ -27,7 +28,7 @@ def preview_plan(
     machine = this_machine(study.run.device)
     with tempfile.TemporaryDirectory(prefix="loracle-plan-") as folder, Stop() as stop:
         layout = StudyFolder(Path(folder) / study.name)
-        crew = Crew(launcher or LocalLauncher(), stop, progress or Silent(), machine.gpus)
+        crew = Crew(launcher or LocalLauncher(), stop, progress or Silent(), Places(machine.gpus))
         measure_sizes = measure and study.run.cohort == "auto"
         record = inspect(study, layout, crew, machine, weights=measure, measure=measure_sizes)
     return make_plan(study, record, machine)

@@ -11,6 +11,7 @@ from typing import Any
 from loracle.base.errors import EXIT_DONE, EXIT_FAILURE, EXIT_UNFINISHED, StoreError
 from loracle.store.files import SCHEMA, read_json, write_json
 from loracle.store.layout import StudyFolder
+from loracle.study.fits import amount, cell_needs, remedy
 
 ALWAYS_FINAL = frozenset({"done", "diverged", "oom"})
 STATES = ("done", "diverged", "oom", "failed", "interrupted")
@@ -58,8 +59,9 @@ def run_record(layout: StudyFolder, run: str) -> dict[str, Any] | None:
 
 def is_final(layout: StudyFolder, record: Mapping[str, Any] | None) -> bool:
     """Whether training this run again would only give the same: done with its adapter there, diverged, oom, or a
-    failed reload. A run whose worker crashed is not final: the next ``loracle run`` tries again."""
-    if record is None:
+    failed reload. A run whose worker crashed is not final: the next ``loracle run`` tries again. Nor is one that was never
+    started for want of memory: on another GPU it may fit."""
+    if record is None or record.get("started") is False:
         return False
     if record.get("status") == "done":
         folder = layout.run(record["id"]) / "adapter"
@@ -87,7 +89,14 @@ def states(layout: StudyFolder, plan: Mapping[str, Any], without: str = "interru
     return found
 
 
-def write_end(layout: StudyFolder, plan: Mapping[str, Any], cohort: str, run: Mapping[str, Any], end: State) -> None:
+def write_end(
+    layout: StudyFolder,
+    plan: Mapping[str, Any],
+    cohort: str,
+    run: Mapping[str, Any],
+    end: State,
+    started: bool = True,
+) -> None:
     """A record for a run whose worker could not write one. A final record is never overwritten."""
     if is_final(layout, run_record(layout, run["id"])):
         return
@@ -105,6 +114,7 @@ def write_end(layout: StudyFolder, plan: Mapping[str, Any], cohort: str, run: Ma
             "role": run["role"],
             "status": end.status,
             "reason": end.reason,
+            "started": started,
             "config": member_config(cell, run),
             "trainable_params": cell["trainable_params"],
             "total_params": cell["total_params"],
@@ -122,8 +132,15 @@ def member_config(cell: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
     return {**cell["config"], "init_seed": run["init_seed"], "order_seed": run["order_seed"]}
 
 
-def out_of_memory(plan: Mapping[str, Any], run: Mapping[str, Any]) -> State:
-    """``oom`` with what is known of the need."""
+def out_of_memory(
+    plan: Mapping[str, Any], run: Mapping[str, Any], needs_bytes: int | None = None, had_bytes: int | None = None
+) -> State:
+    """``oom`` with what is known of the need: it is at least ``had_bytes``, the memory in which the run failed by itself; else
+    ``needs_bytes``, or the cell's own prediction."""
     cell = next(cell for cell in plan["cells"] if cell["id"] == run["cell"])
-    need = cell.get("predicted_bytes")
-    return State("oom", f"needs ≥ {need / 1e6:,.0f} MB (predicted)" if need else "does not fit; the need is not known")
+    need = needs_bytes or cell_needs(cell) or cell.get("predicted_bytes")
+    if had_bytes is not None and had_bytes > (need or 0):
+        return State("oom", f"needs ≥ {amount(had_bytes)} (ran out of memory)" + remedy(cell))
+    if not need:
+        return State("oom", "does not fit; the need is not known")
+    return State("oom", f"needs ≥ {amount(need)} (predicted)" + remedy(cell))

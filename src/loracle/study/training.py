@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from loracle.spec.study import Study
 from loracle.store.files import SCHEMA, write_json
 from loracle.store.layout import StudyFolder
-from loracle.study.cohorts import halves, leaves
+from loracle.study.cohorts import halves, leaves, part_of
 from loracle.study.crew import Crew, Ended, Job
+from loracle.study.fits import amount, budget, cohort_needs, memory_fraction, worker_memory
+from loracle.study.spares import Kind
 from loracle.study.states import State, is_final, member_config, out_of_memory, run_record, write_end
 
 
@@ -22,14 +24,29 @@ class Training:
         self.study, self.layout, self.plan, self.crew = study, layout, plan, crew
         self.runs = {run["id"]: run for run in plan["runs"]}
         self.cells = {cell["id"]: cell for cell in plan["cells"]}
+        self.budget = budget(study.run, plan["machine"])
 
-    def run(self, workers: int) -> None:
-        """Train what is not finished. A cohort is trained whole if any member is unfinished: its bits depend on it."""
+    def run(self, workers: int, following: Sequence[Kind] = ()) -> None:
+        """Train what is not finished. A cohort is trained whole if any member is unfinished: its bits depend on it.
+        ``following``: the kinds of jobs that come after training."""
         open_ = [cohort for cohort in leaves(self.plan) if not self.finished(cohort)]
         done = len(self.runs) - len({run for cohort in open_ for run in cohort["runs"]})
         self.crew.progress.open(len(self.runs), done)
-        open_.sort(key=lambda cohort: -(cohort["estimated_s"] or len(cohort["runs"])))
-        self.crew.run([self.job(cohort) for cohort in open_], workers, self.ended)
+        fitting = [part for cohort in open_ for part in self.fitting(cohort)]
+        fitting.sort(key=lambda cohort: -(cohort["estimated_s"] or len(cohort["runs"])))
+        self.crew.run([self.job(cohort) for cohort in fitting], workers, self.ended, following)
+
+    def fitting(self, cohort: dict[str, Any]) -> list[dict[str, Any]]:
+        """The cohort, or what it is split into until all parts fit a GPU by their predicted peaks. A single run that does not
+        is never started: it has its end, and the others go on."""
+        need = cohort_needs(self.plan, cohort)
+        if self.budget is None or need is None or need <= self.budget:
+            return [cohort]
+        if len(cohort["runs"]) == 1:
+            self.close(cohort, out_of_memory(self.plan, self.runs[cohort["runs"][0]], need), started=False)
+            return []
+        why = f"needs {amount(need)} of {amount(self.budget)}"
+        return [leaf for part in self.split(cohort, why) for leaf in self.fitting(part)]
 
     def finished(self, cohort: Mapping[str, Any]) -> bool:
         return all(is_final(self.layout, run_record(self.layout, run)) for run in cohort["runs"])
@@ -53,8 +70,12 @@ class Training:
             "packing": self.study.run.packing,
             "study": self.study.name,
             "track": list(self.study.run.track),
+            "memory_fraction": memory_fraction(self.study.run, self.plan["machine"]),
         }
-        return Job(self.layout.cohort(cohort["id"]), payload, cohort["id"], cohort["threads"], about=cohort)
+        needs = cohort_needs(self.plan, cohort)
+        return Job(
+            self.layout.cohort(cohort["id"]), payload, cohort["id"], cohort["threads"], needs_bytes=needs, about=cohort
+        )
 
     def member(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """One member of a train job."""
@@ -65,6 +86,9 @@ class Training:
     def ended(self, job: Job, end: Ended) -> list[Job]:
         """What follows from the end of a cohort's worker."""
         cohort = job.about
+        if end.status == "oom" and end.shared:
+            self.crew.progress.note(f"{cohort['id']} does not fit beside another: once more with the GPU to itself")
+            return [replace(job, needs_bytes=None)]
         if end.status == "oom" or end.memory_killed:
             return self.too_large(cohort)
         if end.status == "done":
@@ -86,21 +110,25 @@ class Training:
     def too_large(self, cohort: dict[str, Any]) -> list[Job]:
         """Out of memory: two halves in its place, written to plan.json first; a single run has its end."""
         if len(cohort["runs"]) == 1:
-            return self.close(cohort, out_of_memory(self.plan, self.runs[cohort["runs"][0]]))
+            had = worker_memory(self.study.run, self.plan["machine"])
+            return self.close(cohort, out_of_memory(self.plan, self.runs[cohort["runs"][0]], had_bytes=had))
+        return [self.job(part) for part in self.split(cohort, "out of memory")]
+
+    def split(self, cohort: dict[str, Any], why: str) -> list[dict[str, Any]]:
+        """The two halves that take the cohort's place."""
         parts = halves(cohort)
         self.plan.setdefault("splits", {})[cohort["id"]] = parts
         write_json(self.layout.plan, self.plan)
-        self.crew.progress.note(
-            f"{cohort['id']} does not fit: going on with {len(parts[0]['runs'])} + {len(parts[1]['runs'])} runs"
-        )
-        return [self.job({**cohort, "estimated_s": None, **part}) for part in parts]
+        sizes = " + ".join(str(len(part["runs"])) for part in parts)
+        self.crew.progress.note(f"{cohort['id']} does not fit ({why}): going on with {sizes} runs")
+        return [part_of(cohort, part) for part in parts]
 
-    def close(self, cohort: Mapping[str, Any], without: State, trust: bool = False) -> list[Job]:
+    def close(self, cohort: Mapping[str, Any], without: State, trust: bool = False, started: bool = True) -> list[Job]:
         """Every member has a named end now: its own final record's, or ``without``. ``trust``: the worker ended well,
-        so what it recorded stands, whatever it is."""
+        so what it recorded stands, whatever it is. ``started``: whether there was a worker at all."""
         for name in cohort["runs"]:
             record = run_record(self.layout, name)
             if not (trust and record and record.get("status") not in (None, "interrupted")):
-                write_end(self.layout, self.plan, cohort["id"], self.runs[name], without)
+                write_end(self.layout, self.plan, cohort["id"], self.runs[name], without, started)
         self.crew.progress.advance(len(cohort["runs"]))
         return []

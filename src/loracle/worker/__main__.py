@@ -1,4 +1,7 @@
-"""``python -m loracle.worker DIR``: claim the folder, do its job, write its record. Contract: docs/jobs.md."""
+"""``python -m loracle.worker DIR``, or ``--spare`` and DIR on stdin: claim the folder, do its job, write its record.
+
+Contract: docs/jobs.md.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from loracle.base.errors import EXIT_SIGTERM, LoracleError, SpecError, one_line
 from loracle.base.log import logger, to_stderr
@@ -19,6 +22,7 @@ from loracle.store.files import SCHEMA, read_json, write_json
 from loracle.store.layout import StudyFolder
 
 CLAIM_WAIT_S = 60.0
+NOTHING_LEFT = ("inspect", "train", "probe", "diagnose")  # jobs that leave nothing to do at the interpreter's end
 
 
 class Stop:
@@ -62,11 +66,16 @@ def say(phase: str, **facts: Any) -> None:
         os._exit(EXIT_SIGTERM)
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "_alloc_failed", "bad_alloc")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's and the CPU allocator's ways of saying so."""
-    text = str(error)
+    """The ways of CUDA, its libraries and the CPU's allocators of saying so."""
+    text = str(error).lower()
     return (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in text for words in OUT_OF_MEMORY)
     )
 
 
@@ -83,6 +92,10 @@ def work(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
     if job.get("kind") not in kinds:
         return {"status": "failed", "reason": f"unknown kind of job: {job.get('kind')!r}"}
     try:
+        if job.get("memory_fraction") is not None:
+            from loracle.worker.limits import limit_memory
+
+            limit_memory(job["memory_fraction"], job.get("device", "auto"))
         return kinds[job["kind"]]()
     except LoracleError as error:
         return {"status": "failed", "reason": one_line(error), "usage": isinstance(error, SpecError)}
@@ -151,6 +164,13 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(facts()))
         return 0
     die_with_parent()
+    if arguments == ["--spare"]:
+        from loracle.worker.spare import wait_for_job
+
+        given = wait_for_job()
+        if given is None:
+            return 0
+        arguments = [str(given)]
     stop = Stop()
     to_stderr()
     folder = Path(arguments[0]).resolve()
@@ -166,7 +186,17 @@ def main(arguments: list[str]) -> int:
     except LoracleError as error:
         logger.error(one_line(error))
         return error.exit_code
-    return EXIT_SIGTERM if record["status"] == "interrupted" else 0
+    code = EXIT_SIGTERM if record["status"] == "interrupted" else 0
+    if job.get("kind") in NOTHING_LEFT and not job.get("track"):
+        leave(code)
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: all that matters is on disk, and to take down an interpreter with torch in it takes a second or two."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
