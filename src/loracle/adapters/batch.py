@@ -40,7 +40,8 @@ class CohortBatch:
         if device.type == "cpu":
             return self
         parts = (self.input_ids, self.positions, self.targets, self.valid, self.row, self.tokens)
-        return CohortBatch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+        pinned = (part.pin_memory() if device.type == "cuda" else part for part in parts)
+        return CohortBatch(*(part.to(device, non_blocking=True) for part in pinned))
 
 
 def scored(row: Row) -> tuple[np.ndarray, np.ndarray]:

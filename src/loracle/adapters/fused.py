@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from loracle.adapters.targets import Site
 from loracle.models.integer import IntegerLinear
 from loracle.models.linears import split_rows
+from loracle.models.memory_labels import counted_as
 from loracle.models.precision import is_4bit
 
 Backward = Callable[[torch.Tensor], torch.Tensor]
@@ -25,9 +26,7 @@ def input_gradient(base: nn.Module) -> Backward | None:
     """``dy [.., d_out]`` → ``dx [.., d_in]`` of a frozen linear; None for a kind whose gradient autograd must take (int8)."""
     module: Any = base
     if is_4bit(base):
-        import bitsandbytes.functional as bnb
-
-        return lambda dy: dy @ bnb.dequantize_4bit(module.weight.data, module.weight.quant_state).to(dy.dtype)
+        return lambda dy: dy @ _dequantized(module, dy.dtype)
     if isinstance(base, IntegerLinear):
         return lambda dy: dy @ module.dequantize(dy.dtype)
     if isinstance(base, Conv1D):
@@ -35,6 +34,14 @@ def input_gradient(base: nn.Module) -> Backward | None:
     if isinstance(base, nn.Linear) and module.weight.is_floating_point():
         return lambda dy: dy @ module.weight
     return None
+
+
+def _dequantized(module: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight ``[d_out, d_in]`` of bitsandbytes' 4-bit linear."""
+    import bitsandbytes.functional as bnb
+
+    with counted_as("dequantization_workspace"):
+        return bnb.dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
 
 
 class AdaptedLinear(torch.autograd.Function):

@@ -87,9 +87,10 @@ def quantize_4bit(
         quant_type=name,
         device="meta",
     )
-    linear.weight = bnb.nn.Params4bit(
+    parameter: Any = bnb.nn.Params4bit(
         weight, requires_grad=False, compress_statistics=double_quant, quant_type=name, blocksize=block_size
-    ).to(device)
+    )
+    linear.weight = _arrived(parameter, device)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(device=device, dtype=dtype), requires_grad=False)
     if linear.weight.quant_state is None or linear.weight.dtype != torch.uint8:
@@ -108,12 +109,24 @@ def quantize_int8(module: nn.Module, *, dtype: torch.dtype, device: torch.device
     linear = bnb.nn.Linear8bitLt(
         d_in, d_out, bias=bias is not None, has_fp16_weights=False, threshold=6.0, device="meta"
     )
-    linear.weight = bnb.nn.Int8Params(weight.to("cpu"), requires_grad=False, has_fp16_weights=False).to(device)
+    host = weight if device.type == "meta" else weight.to("cpu")
+    parameter: Any = bnb.nn.Int8Params(host, requires_grad=False, has_fp16_weights=False)
+    linear.weight = _arrived(parameter, device)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(device=device, dtype=dtype), requires_grad=False)
     if linear.weight.dtype != torch.int8:
         raise ModelError(f"bitsandbytes left a layer unquantized (int8, {d_out} × {d_in})")
     return linear
+
+
+def _arrived(parameter: Any, device: torch.device) -> Any:
+    """bitsandbytes quantizes a parameter on its way to a device, but takes the meta device for none."""
+    if device.type != "meta":
+        return parameter.to(device)
+    import bitsandbytes.functional as bnb
+
+    bnb.name2qmap.setdefault("dynamic", bnb.create_dynamic_map())  # else it keeps a map without values, for everyone
+    return parameter._quantize(device)
 
 
 def _no_cast_warning(entry: logging.LogRecord) -> bool:

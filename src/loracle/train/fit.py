@@ -18,6 +18,7 @@ import torch
 from loracle.adapters.batch import CohortBatch, Row, make_batch
 from loracle.adapters.forward import token_losses
 from loracle.adapters.trainee import Trainee
+from loracle.models.memory_labels import reached
 from loracle.spec.study import Train
 from loracle.store.files import finite, read_jsonl, write_text
 from loracle.train.checkpoint import Checkpoint
@@ -101,17 +102,21 @@ class Fit:
         weights = counts.clamp(min=1).double().reciprocal().to(self.cohort.flat.data.dtype).to(self.device)
         total = torch.zeros(self.cohort.size, dtype=torch.float64, device=self.device)
         for number, batch in enumerate(batches):
+            reached("forward")
             self.cohort.state.first_row = number * self.settings.batch_size
             placed = batch.to(self.device)
             losses = token_losses(self.cohort.logits(placed), placed).sum(1) * weights
+            reached("backward")
             (self.scale.of(losses) + self.cohort.penalty()).sum().backward()  # type: ignore[no-untyped-call]
             total += losses.detach()
+        reached("step")
         self.norms[step] = self.optimizer.step(step, total, self.scale)
         self.cohort.end_step(step)
         self.losses[step] = total
         self.tokens[step] = counts
         frozen = ~self.optimizer.active.squeeze(1) & (self.diverged_at < 0)
         self.diverged_at.masked_fill_(frozen, step + 1)
+        reached("idle")
 
     # -- the whole of it ----------------------------------------------------------------------------------------------
 
