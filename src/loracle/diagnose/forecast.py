@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from loracle.adapters.alone import attach_alone
 from loracle.adapters.cohort import attach, member_of
 from loracle.adapters.trainee import Trainee
 from loracle.base.errors import LoracleError, one_line
+from loracle.diagnose.components import base_tensors, quantized_layers
 from loracle.diagnose.stand_ins import CONTEXT, device_attention
 from loracle.diagnose.tracking_memory import MemoryTracker
 from loracle.evaluate.loss import item_losses
@@ -26,7 +26,7 @@ from loracle.models.ledger import COMPONENTS
 from loracle.models.load import LoadedBase, meta_model, prepare
 from loracle.models.memory_labels import watched_by
 from loracle.models.source import Source
-from loracle.spec.study import UNQUANTIZED, Cell
+from loracle.spec.study import Cell
 from loracle.train.fit import Fit, FitSettings
 
 META = torch.device("meta")
@@ -117,13 +117,13 @@ def _replay(
         who = _trainee(cell, loaded, labels, members)
         _name_adapters(tracker, who)
         tracker.enter("optimizer")
-        rows = _rows(geometry, cell.task.classifies) * cell.train.gradient_accumulation
-        fit = Fit(who, rows, [cell.train] * members, [0] * members, _settings(cell, loaded, geometry))
+        rows = shape_rows(geometry, cell.task.classifies) * cell.train.gradient_accumulation
+        fit = Fit(who, rows, [cell.train] * members, [0] * members, settings_for(cell, loaded, geometry))
         tracker.name_phase("optimizer", "optimizer")
         fit.step(0, fit.batches(0))
         if evaluation is not None:
             tracker.enter("evaluation")
-            item_losses(who, _rows(evaluation, cell.task.classifies), 0, META)
+            item_losses(who, shape_rows(evaluation, cell.task.classifies), 0, META)
             tracker.enter("idle")
     tracker.close()
     return _result(tracker)
@@ -135,30 +135,12 @@ def _nowhere() -> Source:
 
 def _count_base(tracker: MemoryTracker, loaded: LoadedBase) -> None:
     """Allocate the base as ``prepare`` does on a device: quantized layers one by one, each beside its dense weight; then the rest."""
-    for name, precision in loaded.assignment.items():
-        module: Any = loaded.model.get_submodule(name)
-        if precision in UNQUANTIZED or module.weight.is_floating_point():
-            continue
+    for module, tensors in quantized_layers(loaded.model, loaded.assignment):
         with tracker.held(module.in_features * module.out_features * loaded.compute_dtype.itemsize, "rest"):
-            tracker.adopt(module.weight, "quantized_weights")
-            for tensor in _tensors(module.weight, 3) + _tensors(module, 1):
-                if tensor is not module.bias:
-                    tracker.adopt_new(tensor, "quantization_constants")
-    for tensor in [*loaded.model.parameters(), *loaded.model.buffers()]:
-        tracker.adopt_new(tensor, "other_weights")
-
-
-def _tensors(thing: Any, depth: int) -> list[torch.Tensor]:
-    """Tensors among the attributes of a weight or module, and of what those hold: absmax, codes, offsets, scales."""
-    found: list[torch.Tensor] = []
-    for value in vars(thing).values() if hasattr(thing, "__dict__") else ():
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, dict):
-            found += [v for v in value.values() if isinstance(v, torch.Tensor)]
-        elif depth and not isinstance(value, nn.Module):
-            found += _tensors(value, depth - 1)
-    return found
+            for tensor, component in tensors:
+                tracker.adopt_new(tensor, component)
+    for tensor, component in base_tensors(loaded.model, loaded.assignment):
+        tracker.adopt_new(tensor, component)
 
 
 def _checkpoint(tracker: MemoryTracker, model: Any) -> None:
@@ -182,13 +164,15 @@ def _name_adapters(tracker: MemoryTracker, who: Trainee) -> None:
     tracker.name_phase("attach", "adapters")
 
 
-def _settings(cell: Cell, loaded: LoadedBase, geometry: Geometry) -> FitSettings:
+def settings_for(cell: Cell, loaded: LoadedBase, geometry: Geometry, steps: int = 1) -> FitSettings:
+    """Settings of ``steps`` optimizer steps over rows that are only shapes."""
     half = loaded.compute_dtype == torch.float16
     accumulation = cell.train.gradient_accumulation
-    return FitSettings(1, geometry.rows, accumulation, 0, identity="forecast", loss_scaling=half)
+    return FitSettings(steps, geometry.rows, accumulation, 0, identity="forecast", loss_scaling=half)
 
 
-def _rows(geometry: Geometry, classifies: bool) -> list[Shape]:
+def shape_rows(geometry: Geometry, classifies: bool) -> list[Shape]:
+    """Rows of zeros, all as long and with as many scored positions as the geometry says."""
     ids = [0] * geometry.length
     scored = min(geometry.scored, geometry.length - 1)
     row = Shape(ids, [-100] * (geometry.length - scored) + [0] * scored, 0 if classifies else None)

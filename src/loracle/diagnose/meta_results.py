@@ -12,25 +12,8 @@ from typing import Any
 
 import torch
 
-_KEEP_SHAPE = frozenset(
-    [
-        "add_",
-        "addcdiv_",
-        "addcmul_",
-        "addmm_",
-        "baddbmm_",
-        "clamp_",
-        "copy_",
-        "div_",
-        "fill_",
-        "lerp_",
-        "masked_fill_",
-        "mul_",
-        "sqrt_",
-        "sub_",
-        "zero_",
-    ]
-)
+_KEEP_SHAPE = {"add_", "addcdiv_", "addcmul_", "addmm_", "baddbmm_", "clamp_", "copy_", "div_", "fill_", "lerp_"}
+_KEEP_SHAPE |= {"masked_fill_", "mul_", "sqrt_", "sub_", "zero_"}
 Template = tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None
 
 
