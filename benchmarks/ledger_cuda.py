@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 
 from loracle.adapters.cohort import attach, detach, member_of
 from loracle.base.errors import ModelError, one_line
-from loracle.diagnose.forecast import TRAINING, Forecast, Geometry, forecast, settings_for, shape_rows
+from loracle.diagnose.forecast import TRAINING, Forecast, Geometry, Plan, forecast, settings_for, shape_rows
 from loracle.diagnose.peak_clock import PeakClock, measured_components, unexplained
 from loracle.models.ledger import COMPONENTS
 from loracle.models.load import LoadedBase, prepare
@@ -165,7 +165,7 @@ def train(case: Case, loaded: LoadedBase) -> tuple[PeakClock, dict[str, int | No
 def predict(case: Case) -> tuple[Forecast, float]:
     """(the forecast, seconds that it took)."""
     begun = time.perf_counter()
-    found = forecast(case.cell, CONFIGS[case.shape](), members=case.members, geometry=case.geometry)
+    found = forecast(Plan(case.cell, CONFIGS[case.shape](), case.geometry, case.members))
     return found, time.perf_counter() - begun
 
 

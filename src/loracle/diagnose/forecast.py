@@ -9,15 +9,18 @@ Not covered: CUDA graphs' private pools, fragmentation over many steps of differ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loracle.adapters.alone import attach_alone
 from loracle.adapters.cohort import attach, member_of
 from loracle.adapters.trainee import Trainee
 from loracle.base.errors import LoracleError, one_line
+from loracle.diagnose.autocast_shapes import AutocastShapes
 from loracle.diagnose.components import base_tensors, quantized_layers
 from loracle.diagnose.stand_ins import CONTEXT, device_attention
 from loracle.diagnose.tracking_memory import MemoryTracker
@@ -56,77 +59,84 @@ class Shape:
 class Forecast:
     """``peak_bytes``: the most that torch has allocated from loading to the last training step; ``components`` add up to it.
 
-    ``phases``: phase → ``{peak_bytes, end_bytes}``; ``reserved_bytes``: what torch has taken from the device for it,
-    ``managed_bytes``: optimizer state in managed memory, which is in no other figure; ``peak_phase``: where the peak is.
+    ``phases``: phase → ``{peak_bytes, end_bytes}``; ``peak_phase``: where the peak is. ``reserved_bytes``: what torch has taken from
+    the device for all of it, evaluation included; ``managed_bytes``: optimizer state in managed memory, which is in no other figure.
+    With a ``reason`` the step could not be followed: the peak is null, and so are components that it would have told.
     """
 
-    peak_bytes: int
-    reserved_bytes: int
+    peak_bytes: int | None
+    reserved_bytes: int | None
     managed_bytes: int
-    peak_phase: str
-    components: dict[str, int]
+    peak_phase: str | None
+    components: dict[str, int | None]
     phases: dict[str, dict[str, int]]
+    reason: str | None = None
 
     @property
-    def needs_bytes(self) -> int:
-        """Memory of a GPU that can do it all: what torch takes, evaluation included, and the CUDA context."""
-        return self.reserved_bytes + CONTEXT
+    def needs_bytes(self) -> int | None:
+        """Memory of a GPU that can do it all: what torch takes, and the CUDA context."""
+        return None if self.reserved_bytes is None else self.reserved_bytes + CONTEXT
 
 
-def forecast(
-    cell: Cell,
-    config: Any,
-    *,
-    members: int = 1,
-    geometry: Geometry,
-    evaluation: Geometry | None = None,
-    labels: int | None = None,
-    storage: str = "quantized",
-    compute_dtype: str = "auto",
-) -> Forecast:
-    """What ``members`` runs of ``cell``, trained side by side, allocate. ``config`` is the base's (Transformers').
+@dataclass(frozen=True)
+class Plan:
+    """What is to be forecast: ``members`` runs of ``cell`` side by side over the base of ``config`` (Transformers').
 
-    ``labels``: how many a cell that classifies has. Raises ``LoracleError`` for what cannot be followed without a device.
+    ``labels``: how many a cell that classifies has. ``added``: the tokenizer's length, for a cell that adds tokens.
     """
-    if compute_dtype != "auto":
-        cell = cell.model_copy(update={"compute_dtype": compute_dtype})
-    try:
-        return _replay(cell, config, members, geometry, evaluation, labels, storage)
-    except LoracleError:
-        raise
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
-        raise LoracleError(f"not predicted: {one_line(error)}") from error
+
+    cell: Cell
+    config: Any
+    geometry: Geometry
+    members: int = 1
+    evaluation: Geometry | None = None
+    labels: int | None = None
+    added: int | None = None
+    storage: str = "quantized"
 
 
-def _replay(
-    cell: Cell,
-    config: Any,
-    members: int,
-    geometry: Geometry,
-    evaluation: Geometry | None,
-    labels: int | None,
-    storage: str,
-) -> Forecast:
-    loaded = prepare(meta_model(config, labels=labels), _nowhere(), cell, META, storage=storage, vocab=None)
+def forecast(plan: Plan) -> Forecast:
+    """What the plan allocates on a CUDA device; partial, with a reason, where the step cannot be followed without one."""
     tracker = MemoryTracker()
+    reason = None
+    try:
+        _replay(plan, tracker)
+    except (
+        LoracleError,
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        reason = f"cannot be followed without a device: {one_line(error)}"
+    tracker.close()
+    return _result(tracker) if reason is None else _partial(tracker, reason)
+
+
+def _replay(plan: Plan, tracker: MemoryTracker) -> None:
+    """Load, attach, train one step and evaluate, watched by ``tracker``."""
+    cell = plan.cell
+    model = meta_model(plan.config, labels=plan.labels)
+    loaded = prepare(model, _nowhere(), cell, META, storage=plan.storage, vocab=plan.added)
     with tracker, device_attention(), watched_by(tracker):
         _count_base(tracker, loaded)
         tracker.enter("attach")
-        if cell.train.gradient_checkpointing:
-            _checkpoint(tracker, loaded.model)
-        who = _trainee(cell, loaded, labels, members)
-        _name_adapters(tracker, who)
+        who = _trainee(plan, loaded)
+        _checkpoint(tracker, cell, loaded, who)
+        tracker.adopt(who.flat.grad, "gradients")
+        tracker.name_phase("attach", "adapters")
         tracker.enter("optimizer")
-        rows = shape_rows(geometry, cell.task.classifies) * cell.train.gradient_accumulation
-        fit = Fit(who, rows, [cell.train] * members, [0] * members, settings_for(cell, loaded, geometry))
+        rows = shape_rows(plan.geometry, cell.task.classifies) * cell.train.gradient_accumulation
+        settings = settings_for(cell, loaded, plan.geometry)
+        fit = Fit(who, rows, [cell.train] * plan.members, [0] * plan.members, settings)
         tracker.name_phase("optimizer", "optimizer")
         fit.step(0, fit.batches(0))
-        if evaluation is not None:
+        if plan.evaluation is not None:
             tracker.enter("evaluation")
-            item_losses(who, shape_rows(evaluation, cell.task.classifies), 0, META)
+            item_losses(who, shape_rows(plan.evaluation, cell.task.classifies), 0, META)
             tracker.enter("idle")
-    tracker.close()
-    return _result(tracker)
 
 
 def _nowhere() -> Source:
@@ -143,25 +153,25 @@ def _count_base(tracker: MemoryTracker, loaded: LoadedBase) -> None:
         tracker.adopt_new(tensor, component)
 
 
-def _checkpoint(tracker: MemoryTracker, model: Any) -> None:
+def _trainee(plan: Plan, loaded: LoadedBase) -> Trainee:
+    if not plan.cell.alone:
+        member = member_of("forecast", plan.cell, loaded.linears, loaded.model.config, plan.labels or 0)
+        return attach(loaded.model, [member] * plan.members, torch.float32, loaded.device)
+    with META:
+        who = attach_alone("forecast", plan.cell, loaded, 0, 0)
+    if loaded.compute_dtype != torch.float32:
+        who.autocast = lambda: AutocastShapes(loaded.compute_dtype)  # type: ignore[method-assign]
+    return who
+
+
+def _checkpoint(tracker: MemoryTracker, cell: Cell, loaded: LoadedBase, who: Trainee) -> None:
+    if not cell.train.gradient_checkpointing:
+        return
     settings = {"use_reentrant": False, "preserve_rng_state": False}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False) and not hasattr(module, "layers") and module is not model:
-            tracker.watch_recomputation(module)
-
-
-def _trainee(cell: Cell, loaded: LoadedBase, labels: int | None, members: int) -> Trainee:
-    if cell.alone:
-        return attach_alone("forecast", cell, loaded, 0, 0)
-    member = member_of("forecast", cell, loaded.linears, loaded.model.config, labels or 0)
-    return attach(loaded.model, [member] * members, torch.float32, loaded.device)
-
-
-def _name_adapters(tracker: MemoryTracker, who: Trainee) -> None:
-    """Everything made since the base is adapters but their gradients."""
-    tracker.adopt(who.flat.grad, "gradients")
-    tracker.name_phase("attach", "adapters")
+    loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    for module in loaded.model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            tracker.watch_recomputation(module, getattr(who, "autocast", nullcontext))
 
 
 def settings_for(cell: Cell, loaded: LoadedBase, geometry: Geometry, steps: int = 1) -> FitSettings:
@@ -180,18 +190,25 @@ def shape_rows(geometry: Geometry, classifies: bool) -> list[Shape]:
 
 
 def _result(tracker: MemoryTracker) -> Forecast:
-    there = [phase for phase in TRAINING if phase in tracker.peaks]
-    top = max(there, key=lambda phase: tracker.peaks[phase].bytes)
+    top = max((p for p in TRAINING if p in tracker.peaks), key=lambda phase: tracker.peaks[phase].bytes)
     found = tracker.components(top)
-    return Forecast(
-        tracker.peaks[top].bytes,
-        max(peak.reserved for peak in tracker.peaks.values()),
-        tracker.managed,
-        top,
-        {name: found.get(name, 0) for name in COMPONENTS},
-        {
-            phase: {"peak_bytes": tracker.peaks[phase].bytes, "end_bytes": tracker.peaks[phase].end}
-            for phase in PHASES
-            if phase in tracker.peaks
-        },
-    )
+    reserved = max(peak.reserved for peak in tracker.peaks.values())
+    components: dict[str, int | None] = {name: found.get(name, 0) for name in COMPONENTS}
+    return Forecast(tracker.peaks[top].bytes, reserved, tracker.managed, top, components, _phases(tracker, PHASES))
+
+
+def _partial(tracker: MemoryTracker, reason: str) -> Forecast:
+    """What lasts, of the phases that were reached."""
+    reached = [phase for phase in ("load", "attach", "optimizer") if phase in tracker.peaks]
+    components: dict[str, int | None] = dict.fromkeys(COMPONENTS, None)
+    complete = reached[: -1 if reached and tracker.phase == reached[-1] else None]
+    if complete:
+        found = tracker.components(complete[-1])
+        lasting = {"load": COMPONENTS[:3], "attach": COMPONENTS[:5], "optimizer": COMPONENTS[:6]}[complete[-1]]
+        components |= {name: found.get(name, 0) for name in lasting}
+    return Forecast(None, None, tracker.managed, None, components, _phases(tracker, complete), reason)
+
+
+def _phases(tracker: MemoryTracker, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    peaks = {phase: tracker.peaks[phase] for phase in names if phase in tracker.peaks}
+    return {phase: {"peak_bytes": peak.bytes, "end_bytes": peak.end} for phase, peak in peaks.items()}

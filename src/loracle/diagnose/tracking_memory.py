@@ -10,8 +10,8 @@ Not covered: what libraries take outside torch's allocator (the CUDA context, ke
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,15 +100,19 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if last > first:
                 self._ranges.append((first, last, component))
 
-    def watch_recomputation(self, module: torch.nn.Module) -> None:
-        """``module`` is a checkpointed block: what its second forward leaves is saved activations."""
-        begun: list[int] = []
+    def watch_recomputation(self, module: torch.nn.Module, within: Callable[[], AbstractContextManager[Any]]) -> None:
+        """``module`` is a checkpointed block: what its second forward, ``within`` a context, leaves is saved activations."""
+        begun: list[tuple[int, ExitStack]] = []
 
         def before(*_: Any) -> None:
-            begun.append(len(self.allocations))
+            stack = ExitStack()
+            if torch._C._current_graph_task_id() != -1:
+                stack.enter_context(within())
+            begun.append((len(self.allocations), stack))
 
         def after(*_: Any) -> None:
-            start = begun.pop()
+            start, stack = begun.pop()
+            stack.close()
             if torch._C._current_graph_task_id() != -1:
                 self._name_unnamed(start, "backward", SAVED)
 
