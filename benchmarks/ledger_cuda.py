@@ -157,7 +157,7 @@ def train(case: Case, loaded: LoadedBase) -> tuple[PeakClock, dict[str, int | No
                 fit.step(step, fit.batches(step))
             torch.cuda.synchronize()
             clock.enter("done")
-        return clock, measured_components(clock, model, loaded.assignment, cohort.flat)
+        return clock, measured_components(clock, loaded, fit)
     finally:
         detach(model, cohort)
 
@@ -189,7 +189,7 @@ def entry(case: Case, loaded: LoadedBase) -> dict[str, Any]:
         "measured_reserved_bytes": clock.reserved,
         "peak_phase": {"predicted": predicted.peak_phase, "measured": phase},
         "unexplained_bytes": rest,
-        "unexplained_share": rest / peak,
+        "unexplained_share": (rest or 0) / peak,
         "phases": {p: {"predicted": predicted.phases.get(p), "measured": clock.phases.get(p)} for p in TRAINING},
         "components": {c: {"predicted": predicted.components[c], "measured": measured[c]} for c in COMPONENTS},
         "managed_bytes": predicted.managed_bytes,

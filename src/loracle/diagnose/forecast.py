@@ -171,7 +171,9 @@ def _checkpoint(tracker: MemoryTracker, cell: Cell, loaded: LoadedBase, who: Tra
     loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
     for module in loaded.model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            tracker.watch_recomputation(module, getattr(who, "autocast", nullcontext))
+            own: Any = module
+            within = getattr(who, "autocast", nullcontext)
+            own._gradient_checkpointing_func = tracker.watching_recomputation(own._gradient_checkpointing_func, within)
 
 
 def settings_for(cell: Cell, loaded: LoadedBase, geometry: Geometry, steps: int = 1) -> FitSettings:

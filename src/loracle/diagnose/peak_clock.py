@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from loracle.diagnose.components import base_bytes
 from loracle.models.ledger import COMPONENTS
+from loracle.models.load import LoadedBase
+from loracle.train.fit import Fit
 
 KNOWN_BY_COUNTING = (
     "quantized_weights",
@@ -75,26 +76,35 @@ class PeakClock:
         return top, self.phases[top]["peak_bytes"]
 
 
-def measured_components(
-    clock: PeakClock, model: Any, assignment: Mapping[str, str], flat: Any
-) -> dict[str, int | None]:
+def lasting_components(loaded: LoadedBase, fit: Fit) -> dict[str, int | None]:
+    """Component → bytes of the tensors that outlive a step, counted one by one on any device; null for the others."""
+    found: dict[str, int | None] = dict.fromkeys(COMPONENTS, None)
+    found |= base_bytes(loaded.model, loaded.assignment, loaded.device.type)
+    flat = fit.cohort.flat
+    found["gradients"] = flat.grad.numel() * flat.grad.element_size()
+    found["adapters"] = flat.data.numel() * flat.data.element_size()
+    found["optimizer"] = sum(t.numel() * t.element_size() for t in fit.optimizer.tensors().values())
+    return found
+
+
+def measured_components(clock: PeakClock, loaded: LoadedBase, fit: Fit) -> dict[str, int | None]:
     """Component → bytes at the peak of a step; null for what no counter can tell apart.
 
     Weights and constants: the tensors that are there. Adapters and optimizer: what their phases added. Saved activations: what is
     allocated after a forward pass and was not before, without what it holds for logits and loss.
     """
-    gradients = flat.grad.numel() * flat.grad.element_size()
+    found = lasting_components(loaded, fit)
     ends = {phase: entry["end_bytes"] for phase, entry in clock.phases.items()}
-    found: dict[str, int | None] = dict.fromkeys(COMPONENTS, None)
-    found |= base_bytes(model, assignment, clock.device.type)
-    found["gradients"] = gradients
-    found["adapters"] = ends["attach"] - ends["load"] - gradients
+    found["adapters"] = ends["attach"] - ends["load"] - int(found["gradients"] or 0)
     found["optimizer"] = ends["optimizer"] - ends["attach"]
     before = ends.get("idle", ends["optimizer"])
     found["saved_activations"] = ends["forward"] - before - clock.kept.get("logits_and_loss", 0)
     return found
 
 
-def unexplained(peak: int, measured: Mapping[str, int | None], predicted: Mapping[str, int]) -> int:
-    """Bytes of the measured peak that no component accounts for: those that were measured as measured, the others as predicted."""
-    return peak - sum(predicted[name] if measured[name] is None else int(measured[name] or 0) for name in COMPONENTS)
+def unexplained(peak: int, measured: Mapping[str, int | None], predicted: Mapping[str, int | None]) -> int | None:
+    """Bytes of the measured peak that no component accounts for: those that were measured as measured, the others as predicted;
+    null where one is neither."""
+    parts = [predicted[name] if measured[name] is None else measured[name] for name in COMPONENTS]
+    known = [part for part in parts if part is not None]
+    return peak - sum(known) if len(known) == len(parts) else None

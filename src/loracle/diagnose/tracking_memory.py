@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,24 +100,26 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if last > first:
                 self._ranges.append((first, last, component))
 
-    def watch_recomputation(self, module: torch.nn.Module, within: Callable[[], AbstractContextManager[Any]]) -> None:
-        """``module`` is a checkpointed block: what its second forward, ``within`` a context, leaves is saved activations."""
-        begun: list[tuple[int, ExitStack]] = []
+    def watching_recomputation(
+        self, checkpoint: Callable[..., Any], within: Callable[[], AbstractContextManager[Any]]
+    ) -> Callable[..., Any]:
+        """``checkpoint(function, *args)`` of torch, but what ``function`` leaves when it runs again in backward, ``within`` a context,
+        is saved activations."""
 
-        def before(*_: Any) -> None:
-            stack = ExitStack()
-            if torch._C._current_graph_task_id() != -1:
-                stack.enter_context(within())
-            begun.append((len(self.allocations), stack))
+        def watched(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def again(*args: Any, **kwargs: Any) -> Any:
+                if torch._C._current_graph_task_id() == -1:
+                    return function(*args, **kwargs)
+                start = len(self.allocations)
+                try:
+                    with within():
+                        return function(*args, **kwargs)
+                finally:  # torch stops it by an exception as soon as it has what it needs
+                    self._name_unnamed(start, "backward", SAVED)
 
-        def after(*_: Any) -> None:
-            start, stack = begun.pop()
-            stack.close()
-            if torch._C._current_graph_task_id() != -1:
-                self._name_unnamed(start, "backward", SAVED)
+            return checkpoint(again, *args, **kwargs)
 
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after, always_call=True)
+        return watched
 
     def adopt(self, tensor: torch.Tensor, component: str) -> None:
         """A tensor that was made before: allocate it now, or name it if it is known. Shared storage counts once."""
