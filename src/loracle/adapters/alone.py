@@ -117,7 +117,7 @@ class Alone:
 
     def logits(self, batch: CohortBatch) -> torch.Tensor:
         """``[N, V]`` of the scored positions."""
-        with self._autocast():
+        with self.autocast():
             if not self.virtual:
                 return head_logits(self.model, scored_hidden(self.model, batch))
             every = self.adapter(input_ids=batch.input_ids).logits[:, -batch.input_ids.shape[1] :]
@@ -133,7 +133,7 @@ class Alone:
     def generate(self, prompt: Sequence[int], max_new_tokens: int, eos_ids: Sequence[int], pad_id: int) -> list[int]:
         """Greedy answer to one prompt through PEFT's own generation, for virtual tokens; without the final eos."""
         ids = torch.tensor([list(prompt)], device=self.flat.data.device)
-        with self._autocast():
+        with self.autocast():
             found = self.adapter.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -153,7 +153,8 @@ class Alone:
             if parameter.requires_grad and ("modules_to_save" in name or "ln_tuning_layers" in name):
                 parameter.data = parameter.data.to(self.loaded.compute_dtype)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Forward passes are within this: nothing where the base computes in float32."""
         dtype = self.loaded.compute_dtype
         if dtype == torch.float32:
             return nullcontext()

@@ -53,7 +53,8 @@ class CohortBatch:
         """The same batch on a device."""
         if device.type == "cpu":
             return self
-        return self.unpack(self.as_integers().to(device, non_blocking=True))
+        there = self.as_integers().to(device, non_blocking=True)
+        return self.unpack(there)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -81,7 +82,7 @@ class CohortBatch:
 
 def pinned(values: torch.Tensor) -> torch.Tensor:
     """``values`` in memory that a GPU can read by itself, where there is one."""
-    return values.pin_memory() if torch.cuda.is_available() else values
+    return values.pin_memory() if torch.cuda.is_available() and not values.is_meta else values
 
 
 def scored(row: Row) -> tuple[np.ndarray, np.ndarray]:

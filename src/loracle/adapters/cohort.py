@@ -327,13 +327,13 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
                 set_submodule(model, site.module, layer)
             scale = torch.zeros(len(members), 1, 1, dtype=compute if low else dtype)
             for k, member in enumerate(members):
-                if site in member.sites:
+                if site in member.sites and device.type != "meta":  # there are no values to set
                     a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)
                     scale[k] = member.scale
             ranks_here = [m.rank if site in m.sites else 0 for m in members]
             layer.add(site, a, b, scale, ranks_here, flat.low_pairs[slot] if low else ())
         for k, member in enumerate(members):
-            if flat.head is not None and member.head is not None:
+            if flat.head is not None and member.head is not None and device.type != "meta":
                 flat.head[k] = initial_head(model, member.head, member.init_seed).to(device=device, dtype=dtype)
     flat.refresh()
     captures = device.type == "cuda" and not own_dropout

@@ -12,6 +12,7 @@ from loracle.adapters.batch import CohortBatch
 from loracle.base.errors import ModelError
 from loracle.models.attention import lay_out
 from loracle.models.fast import can_quicken, room
+from loracle.models.memory_labels import counted_as
 
 
 class Answerer(Protocol):
@@ -46,6 +47,11 @@ def backbone(model: nn.Module) -> nn.Module:
 
 def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Logits ``[n, V]`` of hidden states ``[n, d]``, as the model's own forward computes them."""
+    with counted_as("logits_and_loss"):
+        return _head_logits(model, hidden)
+
+
+def _head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     head = model.get_output_embeddings()
     if head is None:  # a classifier
         return model.score(hidden)
@@ -80,14 +86,15 @@ def model_losses(model: Any, batch: CohortBatch) -> torch.Tensor:
     if weight is None:
         return token_losses(head_logits(model, scored_hidden(model, batch)), batch)
     hidden = every_hidden(model, batch)
-    losses = ChunkedLosses.apply(  # type: ignore[no-untyped-call]
-        hidden,
-        weight,
-        model.config.vocab_size,
-        batch.positions.reshape(-1),
-        batch.targets.reshape(-1),
-        batch.valid.reshape(-1),
-    )
+    with counted_as("logits_and_loss"):
+        losses = ChunkedLosses.apply(  # type: ignore[no-untyped-call]
+            hidden,
+            weight,
+            model.config.vocab_size,
+            batch.positions.reshape(-1),
+            batch.targets.reshape(-1),
+            batch.valid.reshape(-1),
+        )
     return torch.where(batch.valid > 0, losses.view(batch.targets.shape), 0.0)
 
 
@@ -155,10 +162,11 @@ class ChunkedLosses(torch.autograd.Function):
 
 def token_losses(logits: torch.Tensor, batch: CohortBatch) -> torch.Tensor:
     """Cross-entropy of every scored position from its logits ``[K·N, V]``, in nats: ``[K, N]``, 0 where a member has fewer."""
-    if logits.dtype not in (torch.float32, torch.float64):
-        logits = logits.float()
-    losses = nn.functional.cross_entropy(logits, batch.targets.reshape(-1), reduction="none")
-    return torch.where(batch.valid > 0, losses.view(batch.targets.shape), 0.0)
+    with counted_as("logits_and_loss"):
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
+        losses = nn.functional.cross_entropy(logits, batch.targets.reshape(-1), reduction="none")
+        return torch.where(batch.valid > 0, losses.view(batch.targets.shape), 0.0)
 
 
 class Untrained:

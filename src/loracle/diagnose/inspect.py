@@ -19,9 +19,9 @@ from loracle.adapters.cohort import member_of
 from loracle.adapters.targets import Site, check_rank, resolve_targets, trainable_params
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
 from loracle.diagnose import sizing
+from loracle.diagnose.predictions import Predictions, Setting, budget_of, training_geometry
 from loracle.models import source as sources
 from loracle.models.census import predicted_bits
-from loracle.models.ledger import known_bytes, predict
 from loracle.models.linears import FAMILIES, Linear, check_weights, linear_map
 from loracle.models.load import (
     count_parameters,
@@ -68,13 +68,16 @@ class Inspection:
         self.data: dict[str, Tokenized] = {}
         self.data_records: dict[str, dict[str, Any]] = {}
         self.cells = {c["key"]: Cell.model_validate(tuples(c["config"])) for c in job["cells"]}
+        self.predictions = Predictions()
+        self.budget = budget_of(job.get("gpu_memory"), self.device)
 
     def run(self) -> dict[str, Any]:
         """The job's record (docs/jobs.md)."""
         cells = {key: self.cell(key, cell) for key, cell in self.cells.items()}
         for key in self.data:
             self.write_eval_set(key)
-        measured = self.sizes(cells) if self.job.get("measure") and self.weights else {}
+        on_gpu = self.device.type == "cuda" or not self.weights
+        measured = self.sizes(cells) if (self.budget and on_gpu) or (self.job.get("measure") and self.weights) else {}
         return {
             "status": "done",
             "bases": {name: base.record for name, base in self.bases.items()},
@@ -202,7 +205,8 @@ class Inspection:
         assignment = assign_base(base.config, cell, base.linears)
         data_key, data = self.tokenized(cell, base)
         trainable = self.trainable(cell, base, data)
-        ledger = predict(cell, base.linears, assignment, base.total_params, trainable)
+        setting = self.setting(cell, base, data)
+        predicted = self.predictions.of(cell, setting)
         quantized = [x for x in base.linears if assignment[x.name] not in UNQUANTIZED]
         weights = sum(x.params for x in quantized)
         bits = sum(predicted_bits(assignment[x.name], cell.double_quant, cell.block_size) * x.params for x in quantized)
@@ -213,13 +217,25 @@ class Inspection:
             "total_params": max(trainable, base.total_params)
             if cell.adapter.method == "full"
             else base.total_params + trainable,
-            "predicted_bytes": known_bytes(ledger),
-            "ledger": ledger,
+            "predicted_bytes": predicted.peak_bytes,
+            "predicted_reason": predicted.reason,
+            "ledger": predicted.components,
+            "phases": predicted.phases,
+            "managed_bytes": predicted.managed_bytes,
+            "geometry": vars(training_geometry(cell, setting.train)),
+            "fit": self.predictions.fit(cell, setting, self.budget) if self.budget else None,
             "effective_bits": bits / weights if weights else None,
             "compute_dtype": pick_compute_dtype(cell.compute_dtype, cell.default_precision, self.device),
             "storage": pick_storage(cell),
             "steps": steps_of(cell, len(data.train) if data else None),
         }
+
+    def setting(self, cell: Cell, base: Base, data: Tokenized | None) -> Setting:
+        """What the cell's forecast hangs on."""
+        most = None if cell.alone else min(min(s.d_in, s.width) for s in self.sites(cell, base))
+        vocab = len(self.tokenizer(base)) if base.add_tokens else None
+        train, evaluation = (data.train, data.eval) if data else (None, None)
+        return Setting(base.config, train, evaluation, self.labels(cell, data), vocab, most)
 
     def trainable(self, cell: Cell, base: Base, data: Tokenized | None) -> int:
         """Trainable parameters of one run, its classification head included."""
@@ -251,7 +267,7 @@ class Inspection:
     # -- sizing -------------------------------------------------------------------------------------------------------
 
     def sizes(self, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """A measured cohort size for each group of cells that may share one."""
+        """A cohort size for each group of cells that may share one: on a GPU as many as fit, on a CPU what is measured fastest."""
         torch.set_num_threads(int(self.job.get("threads") or 1))
         return {group["key"]: self.size(group, cells) for group in self.job.get("groups", [])}
 
@@ -267,6 +283,10 @@ class Inspection:
                 "candidates": [],
                 "reason": f"{chosen[0].adapter.method} trains alone",
             }
+        if self.budget and (self.device.type == "cuda" or not self.weights):
+            datas = [self.data.get(cells[key]["data"]) for key in group["cells"]]
+            settings = [self.setting(c, base, data) for c, data in zip(chosen, datas, strict=True)]
+            return self.predictions.group(chosen, settings, self.budget, int(group["members"]))
         data = self.data[cells[group["cells"][0]]["data"]]
         labels = self.labels(chosen[0], data) or 0
         members = [
@@ -274,8 +294,7 @@ class Inspection:
         ]
         try:
             loaded = load_base(base.source, chosen[0], self.device, labels=data.labels)
-            alone = chosen[0].train.base_dropout or ("int8" in chosen[0].precision_names and self.device.type == "cuda")
-            most = 1 if alone else int(group["members"])
+            most = 1 if chosen[0].train.base_dropout else int(group["members"])
             return sizing.measure(
                 loaded, members, [c.train for c in chosen], data.train, pad_token_id(self.tokenizer(base)), most
             )

@@ -12,7 +12,7 @@ from loracle.adapters.batch import Row, make_batch, scored
 from loracle.adapters.forward import Answerer, Untrained, token_losses
 
 # Tokens of one forward pass: enough to keep the machine busy, few enough to stay in a CPU's cache.
-TOKENS_PER_PASS = {"cpu": 4096, "cuda": 65536}
+TOKENS_PER_PASS = {"cpu": 4096, "cuda": 65536, "meta": 65536}  # meta: shapes alone, as on a GPU
 # Of a recorded evaluation on a CPU. Under bitsandbytes' bfloat16 kernel results hang on how many rows a product has: passes of
 # 1 to 4 rows agree with each other, one of 40 was off by 1.6e-4 nats (gpt2-ref, 2,731 tokens). People evaluate in small batches.
 TOKENS_PER_RECORDED_PASS = 512

@@ -65,9 +65,12 @@ class Flash(torch.autograd.Function):
         longest: int,
         scale: float,
     ) -> torch.Tensor:
-        out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(
-            q, k, v, bounds, bounds, longest, longest, 0.0, True, False, scale=scale
-        )
+        if q.is_meta:
+            out, lse, state, unused = _shapes_forward(q)
+        else:
+            out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(
+                q, k, v, bounds, bounds, longest, longest, 0.0, True, False, scale=scale
+            )
         ctx.save_for_backward(q, k, v, out, lse, state, unused)
         ctx.bounds, ctx.longest, ctx.scale = bounds, longest, scale
         return out
@@ -75,11 +78,30 @@ class Flash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         q, k, v, out, lse, state, unused = ctx.saved_tensors
+        if q.is_meta:
+            return *_shapes_backward(q, k, v), None, None, None
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
             dy.contiguous(), q, k, v, out, lse, ctx.bounds, ctx.bounds, ctx.longest, ctx.longest, 0.0, True, state, unused,
             scale=ctx.scale,
         )  # fmt: skip
         return dq, dk, dv, None, None, None
+
+
+def _shapes_forward(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the forward kernels allocate, packed or side by side: the output, a float32 for each query and head, the (unused) state
+    of random numbers."""
+    floats = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    return torch.empty(q.shape, dtype=q.dtype, device="meta"), floats, q.new_empty(2), q.new_empty(0)
+
+
+def _shapes_backward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The gradients, allocated beside what the backward kernels need: dq in float32, a float32 a query, and dk and dv of every query
+    head where several share a key head."""
+    grads = tuple(torch.empty(part.shape, dtype=part.dtype, device="meta") for part in (q, k, v))
+    wide = [] if q.shape[-2] == k.shape[-2] else [torch.empty(q.shape, dtype=q.dtype, device="meta") for _ in range(2)]
+    scratch = [q.new_empty(q.shape[:-1], dtype=torch.float32), q.new_empty(q.shape, dtype=torch.float32), *wide]
+    del scratch, wide
+    return grads
 
 
 class CudnnFlash(torch.autograd.Function):

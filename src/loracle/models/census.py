@@ -99,8 +99,8 @@ def _parameters(module: Any) -> int:
 
 def predicted_bits(precision: str, double_quant: bool | None, block_size: int | None) -> float:
     """Bits per weight that a codec promises. 4-bit: 4 + 32/block, or 4 + 8/block + 32/(256·block) with double quantization
-    (QLoRA, Dettmers et al. 2023, section 3); int4, int3, int2: 4, 3.2 and 2, + 32/block; int8: 8 (its row constants depend on the
-    shape, see ``ledger.constants_bytes``)."""
+    (QLoRA, Dettmers et al. 2023, section 3); int4, int3, int2: 4, 3.2 and 2, + 32/block; int8: 8 (and 32 bits
+    for each row)."""
     block = block_size or 64
     if precision in FOUR_BIT:
         return 4 + (8 / block + 32 / (256 * block) if double_quant else 32 / block)

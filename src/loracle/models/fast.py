@@ -16,6 +16,7 @@ from loracle.models import blocks
 from loracle.models.attention import registered, takes
 from loracle.models.frozen import FourBitProduct
 from loracle.models.kernels import installed
+from loracle.models.memory_labels import counted_as
 from loracle.models.overrides import attend_by, override
 from loracle.models.precision import is_4bit
 
@@ -75,7 +76,8 @@ def align_head(model: Any) -> None:
     if head is None or head.weight.shape[0] % ALIGNED == 0 or room(head.weight) is not None:
         return
     rows, width = head.weight.shape
-    roomy = head.weight.new_zeros(-(-rows // ALIGNED) * ALIGNED, width)
+    with counted_as("other_weights"):
+        roomy = head.weight.new_zeros(-(-rows // ALIGNED) * ALIGNED, width)
     roomy[:rows] = head.weight.detach()
     head.weight.data = roomy[:rows]
 

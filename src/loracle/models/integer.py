@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from loracle.base.errors import ModelError
+from loracle.models.memory_labels import counted_as
 
 BITS = {"int4": 4, "int3": 3, "int2": 2}
 _LARGEST_SCALE = 2e4  # HQQ's bound on 1/s, which keeps both constants within float16
@@ -37,9 +38,10 @@ class IntegerLinear(nn.Linear):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight ``[d_out, d_in]`` that the codes stand for."""
-        codes = _packing(self.bits)[1](self.weight, dtype=torch.uint8)[: self.out_features * self.in_features]
-        weight = (codes.view(len(self.scale), -1).float() - self.zero.float()) * self.scale.float()
-        return weight.to(dtype).view(self.out_features, self.in_features)
+        with counted_as("dequantization_workspace"):
+            codes = _packing(self.bits)[1](self.weight, dtype=torch.uint8)[: self.out_features * self.in_features]
+            weight = (codes.view(len(self.scale), -1).float() - self.zero.float()) * self.scale.float()
+            return weight.to(dtype).view(self.out_features, self.in_features)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``[.., d_in]`` → ``[.., d_out]``."""
@@ -67,13 +69,14 @@ def quantize_integer(
         raise ModelError(
             f"{tuple(weight.shape)} weights do not fill blocks of {block_size}: choose a smaller block_size"
         )
-    codes, scale, zero = _solve(weight.to(device=device, dtype=torch.float32).reshape(-1, block_size), BITS[name])
+    groups = weight.to(device=device, dtype=torch.float32).reshape(-1, block_size)
+    codes, scale, zero = _solve(groups, BITS[name]) if device.type != "meta" else _unsolved(groups)
     linear = IntegerLinear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.bits = BITS[name]
     linear.weight = nn.Parameter(_packing(linear.bits)[0](codes.reshape(-1, 1)), requires_grad=False)
     linear.register_buffer("scale", scale.half())
     linear.register_buffer("zero", zero.half())
-    if not (linear.scale.isfinite().all() and linear.zero.isfinite().all()):
+    if device.type != "meta" and not (linear.scale.isfinite().all() and linear.zero.isfinite().all()):
         raise ModelError(f"a group of weights is too far from 0 for its spread to be quantized as {name}")
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(device), requires_grad=False)
@@ -90,6 +93,11 @@ def _solve(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor,
         groups, inverse, -low * inverse, [0, top], axis=1, device=groups.device, dtype=torch.float32
     )
     return codes.clone(), 1.0 / inverse, zero.clone()  # clones: the solver's own are inference tensors
+
+
+def _unsolved(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The shapes of ``_solve``'s result, for weights that are only shapes."""
+    return torch.empty_like(groups), groups.new_empty(len(groups), 1), groups.new_empty(len(groups), 1)
 
 
 def _packing(bits: int) -> tuple[Any, Any]:

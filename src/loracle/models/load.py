@@ -46,14 +46,15 @@ def pick_device(wanted: str) -> torch.device:
 
 def pick_compute_dtype(wanted: str, precision: str, device: torch.device) -> str:
     """``auto``: bfloat16 on a GPU that has it (else float16), float32 for fp32 cells and on CPUs, where bfloat16
-    matrix products are slow on most machines."""
+    matrix products are slow on most machines. The meta device stands for a GPU that has it."""
     if wanted != "auto":
         return wanted
     if device.type == "cpu" or precision == "fp32":
         return "float32"
     if precision == "fp16":
         return "float16"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    has_it = device.type == "meta" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_it else "float16"
 
 
 def pick_storage(cell: Cell) -> str:

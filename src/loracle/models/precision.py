@@ -21,6 +21,7 @@ from loracle.base.errors import ModelError, SpecError
 from loracle.models.integer import IntegerLinear, quantize_integer
 from loracle.models.kernels import runs_on
 from loracle.models.linears import Linear, linear_shape
+from loracle.models.memory_labels import counted_as
 from loracle.models.overrides import undo
 from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED
 
@@ -89,9 +90,10 @@ def quantize_4bit(
         quant_type=name,
         device="meta",
     )
-    linear.weight = bnb.nn.Params4bit(
+    parameter: Any = bnb.nn.Params4bit(
         weight, requires_grad=False, compress_statistics=double_quant, quant_type=name, blocksize=block_size
-    ).to(device)
+    )
+    linear.weight = _arrived(parameter, device)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(device=device, dtype=dtype), requires_grad=False)
     if linear.weight.quant_state is None or linear.weight.dtype != torch.uint8:
@@ -110,12 +112,24 @@ def quantize_int8(module: nn.Module, *, dtype: torch.dtype, device: torch.device
     linear = bnb.nn.Linear8bitLt(
         d_in, d_out, bias=bias is not None, has_fp16_weights=False, threshold=6.0, device="meta"
     )
-    linear.weight = bnb.nn.Int8Params(weight.to("cpu"), requires_grad=False, has_fp16_weights=False).to(device)
+    host = weight if device.type == "meta" else weight.to("cpu")
+    parameter: Any = bnb.nn.Int8Params(host, requires_grad=False, has_fp16_weights=False)
+    linear.weight = _arrived(parameter, device)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(device=device, dtype=dtype), requires_grad=False)
     if linear.weight.dtype != torch.int8:
         raise ModelError(f"bitsandbytes left a layer unquantized (int8, {d_out} × {d_in})")
     return linear
+
+
+def _arrived(parameter: Any, device: torch.device) -> Any:
+    """bitsandbytes quantizes a parameter on its way to a device, but takes the meta device for none."""
+    if device.type != "meta":
+        return parameter.to(device)
+    import bitsandbytes.functional as bnb
+
+    bnb.name2qmap.setdefault("dynamic", bnb.create_dynamic_map())  # else it keeps a map without values, for everyone
+    return parameter._quantize(device)
 
 
 def _no_cast_warning(entry: logging.LogRecord) -> bool:
@@ -125,8 +139,11 @@ def _no_cast_warning(entry: logging.LogRecord) -> bool:
 
 def dequantized_weight(packed: Any, dtype: torch.dtype) -> torch.Tensor:
     """The dense weight ``[d_out, d_in]`` that a 4-bit or integer linear computes with, made anew at each call."""
-    if isinstance(packed, IntegerLinear):
-        return packed.dequantize(dtype)
+    with counted_as("dequantization_workspace"):
+        return packed.dequantize(dtype) if isinstance(packed, IntegerLinear) else _four_bit_weight(packed, dtype)
+
+
+def _four_bit_weight(packed: Any, dtype: torch.dtype) -> torch.Tensor:
     weight, state = packed.weight.data, packed.weight.quant_state
     if weight.is_meta:
         return torch.empty(tuple(state.shape), dtype=dtype, device="meta")

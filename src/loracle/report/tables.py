@@ -167,15 +167,24 @@ def _ledger(cell: CellData, probe: Mapping[str, Any] | None) -> Iterator[dict[st
             "measured_bytes": bytes_measured,
             "reason": reason,
         }
-    known_parts = [name for name, part in ledger.items() if part.get("predicted_bytes") is not None] or list(ledger)
-    found = [v for name in known_parts if (v := number(ledger[name].get("measured_bytes"))) is not None]
+    predicted_parts = {
+        name: part["predicted_bytes"] for name, part in ledger.items() if part.get("predicted_bytes") is not None
+    }
+    predicted_parts = predicted_parts or {name: size for name, size in planned.items() if size is not None}
+    both = {name for name in predicted_parts if number((ledger.get(name) or {}).get("measured_bytes")) is not None}
+    compared = both or set(predicted_parts)  # like with like: a CPU measures only what lasts
+    found = [
+        v for name in compared or ledger if (v := number((ledger.get(name) or {}).get("measured_bytes"))) is not None
+    ]
     total = int(sum(found)) if found else None
-    known = cell.raw.get("predicted_bytes")
+    known = sum(predicted_parts[name] for name in compared) if compared else cell.raw.get("predicted_bytes")
     reason = None if found else missing
     yield row | {"component": "sum_of_known", "predicted_bytes": known, "measured_bytes": total, "reason": reason}
     peak = measured.get("peak_allocated_bytes")
     reason = None if peak is not None else missing
-    yield row | {"component": "peak", "predicted_bytes": None, "measured_bytes": peak, "reason": reason}
+    whole = len(predicted_parts) == len(COMPONENTS)  # a part of a peak is none
+    predicted = measured.get("predicted_bytes", cell.raw.get("predicted_bytes")) if whole else None
+    yield row | {"component": "peak", "predicted_bytes": predicted, "measured_bytes": peak, "reason": reason}
 
 
 def storage_of(cell: CellData, probe: Mapping[str, Any] | None) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from loracle.adapters.batch import CohortBatch, Row, make_batch, pack, packed_needs, pinned
 from loracle.adapters.trainee import Trainee
+from loracle.models.memory_labels import reached
 from loracle.spec.study import Train
 from loracle.store.files import finite, read_jsonl, write_text
 from loracle.train.checkpoint import Checkpoint
@@ -143,11 +144,13 @@ class Fit:
             self.cohort.state.first_row = first_row
             key = (number == 0, None if self.shapes else first_row, *batch.key)
             self.graphs.run(key, partial(self._micro, self._placed(batch, key), number == 0))
+        reached("step")
         if self.optimizer.captures:
             self.graphs.run("update", self._update)
         else:
             self._update()
         self.cohort.end_step(step)
+        reached("idle")
 
     def _placed(self, batch: CohortBatch, key: Hashable) -> Callable[[], CohortBatch]:
         """The batch on the device, read where a captured step reads it."""
@@ -159,11 +162,13 @@ class Fit:
 
     def _micro(self, placed: Callable[[], CohortBatch], first: bool) -> None:
         """Gradients of one micro-batch, added to those before it."""
+        reached("forward")
         if first:
             self.cohort.flat.zero_grad()
             self.total.zero_()
         weights = self.counts.clamp(min=1).double().reciprocal().to(self.cohort.flat.data.dtype)
         losses = self.cohort.losses(placed()).sum(1) * weights
+        reached("backward")
         (self.scale.of(losses) + self.cohort.penalty()).sum().backward()  # type: ignore[no-untyped-call]
         self.total += losses.detach()
 

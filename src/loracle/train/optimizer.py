@@ -16,6 +16,7 @@ from torch import nn
 from loracle.adapters.flat import FlatParameters
 from loracle.base.errors import SpecError
 from loracle.models.kernels import runs_on
+from loracle.models.memory_labels import MANAGED, WITHOUT, counted_as
 from loracle.spec.study import Train
 from loracle.train.scaling import LossScale
 from loracle.train.schedule import learning_rates
@@ -170,8 +171,10 @@ class BitsAndBytesAdamW(CohortOptimizer):
             {"params": [row], "betas": (t.beta1, t.beta2), "eps": t.epsilon, "weight_decay": t.weight_decay}
             for row, t in zip(self.rows, trains, strict=True)
         ]
-        paged = name.startswith("paged") and flat.data.device.type == "cuda"
+        paged = name.startswith("paged") and flat.data.device.type in ("cuda", "meta")
         self.inner: Any = AdamW(groups, lr=0.0, optim_bits=8 if name.endswith("8bit") else 32, is_paged=paged)
+        if paged and flat.data.device.type == "meta":
+            self.inner.get_state_buffer = _managed_shape
         self._initialize()
 
     def _initialize(self) -> None:
@@ -186,6 +189,8 @@ class BitsAndBytesAdamW(CohortOptimizer):
     def update(self, factor: torch.Tensor) -> None:
         """One step of every stepping member."""
         self.flat.grad.mul_(factor)
+        if self.flat.data.device.type == "meta":  # the kernels work in place
+            return
         for k, stepping in enumerate(self.stepping.squeeze(1).tolist()):
             self.inner.param_groups[k]["lr"] = self.rates[k][self.current]
             self.rows[k].grad = self.flat.grad[k] if stepping else None
@@ -203,6 +208,12 @@ class BitsAndBytesAdamW(CohortOptimizer):
         """bitsandbytes counts steps by itself: tell it where it is."""
         for row in self.rows:
             self.inner.state[row]["step"] = step
+
+
+def _managed_shape(p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What bitsandbytes' ``get_state_buffer`` gives a paged optimizer, as a shape: small states are not paged."""
+    with counted_as(MANAGED) if p.numel() >= 100_000 else WITHOUT:
+        return torch.zeros_like(p, dtype=dtype)
 
 
 def make_optimizer(flat: FlatParameters, trains: Sequence[Train], steps: int) -> CohortOptimizer:

@@ -1,0 +1,297 @@
+"""The ledger's forecasts against what torch measures on a GPU: predicted and measured peaks, component by component.
+
+    python benchmarks/ledger_cuda.py [--only TinyLlama] [--out benchmarks]
+    python benchmarks/ledger_cuda.py --forecast     (no GPU: the predictions alone)
+
+Shapes are built on the spot with random weights: bytes do not hang on values, except the outlier columns of LLM.int8(). Three
+steps a cell. Writes DATE-ledger-DEVICE.json and .csv; the last lines are a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+
+from loracle.adapters.cohort import attach, detach, member_of
+from loracle.base.errors import ModelError, one_line
+from loracle.diagnose.forecast import TRAINING, Forecast, Geometry, Plan, forecast, settings_for, shape_rows
+from loracle.diagnose.peak_clock import PeakClock, measured_components, unexplained
+from loracle.models.ledger import COMPONENTS
+from loracle.models.load import LoadedBase, prepare
+from loracle.models.memory_labels import watched_by
+from loracle.models.source import Source
+from loracle.spec.study import Cell
+from loracle.train.fit import Fit
+
+STEPS = 3
+CONFIGS: dict[str, Any] = {
+    "gpt2-medium": lambda: GPT2Config(n_layer=24, n_embd=1024, n_head=16),
+    "TinyLlama-1.1B": lambda: LlamaConfig(
+        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+        num_key_value_heads=4, max_position_embeddings=2048, tie_word_embeddings=False,
+    ),
+    "Qwen2.5-0.5B": lambda: Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
+    ),
+    "Llama-7B": lambda: LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32, max_position_embeddings=4096, tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the table."""
+
+    shape: str
+    precision: str
+    batch: int
+    length: int
+    checkpointing: bool = False
+    optimizer: str = "adamw"
+    members: int = 1
+    rank: int = 8
+    targets: str = "all-linear"
+    accumulation: int = 1
+
+    @property
+    def geometry(self) -> Geometry:
+        """Half of a row's positions are scored."""
+        return Geometry(self.batch, self.length, self.length // 2)
+
+    @property
+    def cell(self) -> Cell:
+        """The same as loracle has it."""
+        return Cell.model_validate(
+            {
+                "task": {"data": "shapes.jsonl", "format": "text"},
+                "precision": self.precision,
+                "adapter": {"rank": self.rank, "targets": self.targets},
+                "train": {
+                    "steps": STEPS, "batch_size": self.batch, "optimizer": self.optimizer,
+                    "gradient_checkpointing": self.checkpointing, "gradient_accumulation": self.accumulation,
+                },
+            },
+            strict=False,
+        )  # fmt: skip
+
+
+def cases() -> Iterator[Case]:
+    """All cells, those of one base one after another."""
+    for shape in ("gpt2-medium", "TinyLlama-1.1B", "Qwen2.5-0.5B"):
+        for precision in ("bf16", "nf4"):
+            yield Case(shape, precision, 8, 512)
+            yield Case(shape, precision, 8, 512, checkpointing=True)
+            yield Case(shape, precision, 1, 1024, optimizer="adamw_8bit", rank=64)
+            yield Case(shape, precision, 4, 256, members=4, optimizer="paged_adamw_32bit")
+        yield Case(shape, "nf4", 16, 128, members=4)
+        yield Case(shape, "nf4", 16, 256, checkpointing=True, optimizer="paged_adamw_32bit", rank=64)
+        yield Case(shape, "int8", 4, 256)
+        yield Case(shape, "int4", 4, 512, checkpointing=True)
+    yield Case("gpt2-medium", "bf16", 8, 512, targets="c_attn")
+    yield Case("gpt2-medium", "fp32", 4, 512)
+    yield Case("gpt2-medium", "fp16", 4, 512, accumulation=2)
+    for precision in ("bf16", "nf4"):
+        yield Case("Llama-7B", precision, 1, 512)
+        yield Case("Llama-7B", precision, 4, 512)
+        yield Case("Llama-7B", precision, 4, 1024, checkpointing=True)
+        yield Case("Llama-7B", precision, 2, 256, members=4, rank=16, optimizer="adamw_8bit")
+    yield Case("Llama-7B", "int8", 1, 256)
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def build(case: Case) -> LoadedBase:
+    """The case's base on the GPU, with random weights."""
+    device = torch.device("cuda")
+    with device:
+        model = AutoModelForCausalLM.from_config(CONFIGS[case.shape](), dtype=torch.bfloat16)
+    return prepare(
+        model, Source(case.shape, case.shape, case.shape, None, None), case.cell, device, storage="quantized"
+    )
+
+
+def clean() -> None:
+    """Give all cached memory back, cuBLAS's workspaces too."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+
+
+def train(case: Case, loaded: LoadedBase) -> tuple[PeakClock, dict[str, int | None]]:
+    """Three steps under the clock; (phases, components measured)."""
+    cell, model = case.cell, loaded.model
+    if case.checkpointing:
+        settings = {"use_reentrant": False, "preserve_rng_state": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_disable()
+    clock = PeakClock(loaded.device)
+    clock.enter("attach")
+    member = member_of("ledger", cell, loaded.linears, model.config, 0)
+    cohort = attach(model, [member] * case.members, torch.float32, loaded.device)
+    try:
+        with watched_by(clock):
+            clock.enter("optimizer")
+            rows = shape_rows(case.geometry, False) * case.accumulation
+            settings_ = settings_for(cell, loaded, case.geometry, STEPS)
+            fit = Fit(cohort, rows, [cell.train] * case.members, [0] * case.members, settings_)
+            for step in range(STEPS):
+                fit.step(step, fit.batches(step))
+            torch.cuda.synchronize()
+            clock.enter("done")
+        return clock, measured_components(clock, loaded, fit)
+    finally:
+        detach(model, cohort)
+
+
+def predict(case: Case) -> tuple[Forecast, float]:
+    """(the forecast, seconds that it took)."""
+    begun = time.perf_counter()
+    found = forecast(Plan(case.cell, CONFIGS[case.shape](), case.geometry, case.members))
+    return found, time.perf_counter() - begun
+
+
+def entry(case: Case, loaded: LoadedBase) -> dict[str, Any]:
+    """One cell's figures."""
+    predicted, seconds = predict(case)
+    clean()
+    try:
+        clock, measured = train(case, loaded)
+    except torch.OutOfMemoryError:
+        return {**vars(case), "status": "oom", "predicted_bytes": predicted.peak_bytes}
+    phase, peak = clock.peak(TRAINING)
+    rest = unexplained(peak, measured, predicted.components)
+    return {
+        **vars(case),
+        "status": "done",
+        "predicted_bytes": predicted.peak_bytes,
+        "measured_bytes": peak,
+        "error": predicted.peak_bytes / peak - 1,
+        "predicted_reserved_bytes": predicted.reserved_bytes,
+        "measured_reserved_bytes": clock.reserved,
+        "peak_phase": {"predicted": predicted.peak_phase, "measured": phase},
+        "unexplained_bytes": rest,
+        "unexplained_share": (rest or 0) / peak,
+        "phases": {p: {"predicted": predicted.phases.get(p), "measured": clock.phases.get(p)} for p in TRAINING},
+        "components": {c: {"predicted": predicted.components[c], "measured": measured[c]} for c in COMPONENTS},
+        "managed_bytes": predicted.managed_bytes,
+        "forecast_s": seconds,
+    }
+
+
+def measure_all(chosen: list[Case]) -> list[dict[str, Any]]:
+    """Every case; bases are shared by neighbours of one shape and precision."""
+    found: list[dict[str, Any]] = []
+    loaded: LoadedBase | None = None
+    current = why = None
+    for case in chosen:
+        if (case.shape, case.precision) != current:
+            loaded = None
+            clean()
+            current = (case.shape, case.precision)
+            try:
+                loaded, why = build(case), None
+            except ModelError as error:  # int4 without HQQ
+                why = one_line(error)
+        if loaded is None:
+            found.append({**vars(case), "status": "skipped", "reason": why})
+        else:
+            found.append(entry(case, loaded))
+        print(line(found[-1]), flush=True)
+    return found
+
+
+# -- showing ----------------------------------------------------------------------------------------------------------
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    what = (
+        f"{row['shape']:<15} {row['precision']:<5} {row['members']} × {row['batch']:>2} × {row['length']:>4} "
+        f"r{row['rank']:<3}{row['optimizer']:<18}{'ckpt' if row['checkpointing'] else '    '}"
+    )
+    if row["status"] != "done":
+        return f"{what} {row['status']}: {row.get('reason') or ''}"
+    return (
+        f"{what} predicted {row['predicted_bytes'] / 1e6:>9.1f} MB measured {row['measured_bytes'] / 1e6:>9.1f} MB "
+        f"{row['error']:>+7.2%}  unexplained {row['unexplained_share']:>+7.2%}  reserved "
+        f"{row['predicted_reserved_bytes'] / row['measured_reserved_bytes'] - 1:>+6.1%}"
+    )
+
+
+def write(rows: list[dict[str, Any]], folder: Path, seconds: float) -> None:
+    """The JSON and CSV files, and a summary."""
+    import bitsandbytes
+    import transformers
+
+    done = [row for row in rows if row["status"] == "done"]
+    errors = [abs(row["error"]) for row in done]
+    shares = [abs(row["unexplained_share"]) for row in done]
+    device = torch.cuda.get_device_name()
+    summary = {
+        "cells": len(done),
+        "largest_error": max(errors),
+        "median_error": statistics.median(errors),
+        "largest_unexplained_share": max(shares),
+        "seconds": seconds,
+    }
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "bitsandbytes": bitsandbytes.__version__,
+    }
+    name = f"{date.today()}-ledger-{device.replace('NVIDIA ', '').split()[0].lower()}"
+    record = {"device": device, "versions": versions, "summary": summary, "cells": rows}
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as handle:
+        table = csv.writer(handle)
+        fixed = [part.name for part in fields(Case)]
+        figures = ["predicted_bytes", "measured_bytes", "error", "unexplained_bytes", "unexplained_share"]
+        parts = [f"{c}_{kind}" for c in COMPONENTS for kind in ("predicted", "measured")]
+        table.writerow([*fixed, "status", *figures, *parts])
+        for row in rows:
+            cells = row.get("components", {})
+            split = [cells.get(c, {}).get(kind) for c in COMPONENTS for kind in ("predicted", "measured")]
+            table.writerow([*(row[k] for k in fixed), row["status"], *(row.get(k) for k in figures), *split])
+    print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
+
+
+def main() -> None:
+    """Measure, or only predict."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--forecast", action="store_true", help="predictions alone; needs no GPU")
+    parser.add_argument("--only", default="", help="cells whose shape or precision has this in its name")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    asked = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    chosen = [case for case in cases() if asked.only in f"{case.shape} {case.precision}"]
+    begun = time.perf_counter()
+    if not asked.forecast:
+        write(measure_all(chosen), asked.out, time.perf_counter() - begun)
+        return
+    for case in chosen:
+        found, seconds = predict(case)
+        print(f"{case.shape} {case.precision} {case.members} × {case.batch} × {case.length}", end=" ")
+        print(f"{found.peak_bytes / 1e6:.1f} MB in {found.peak_phase}, {seconds:.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What fits on a GPU, from forecasts: whether, how much it needs, how far a cell could grow, the smallest change that would help.
+
+Pure functions over ``needs``: a variation of a cell → bytes of a GPU that can train it, or None where nothing is known. Bytes grow
+close to linearly in batch, rank and members, so two forecasts say how far one can go, and a third checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MARGIN = 0.92
+"""Share of the budget that a cohort may be predicted to take: batches differ, and what is freed is not always of use again."""
+LARGEST_COHORT = 64
+SMALLER_OPTIMIZER = "paged_adamw_8bit"
+SMALLER_PRECISION = "nf4"
+
+Change = dict[str, Any]
+"""Settings by dotted path, as ``--set`` takes them."""
+Needs = Callable[[Change], int | None]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes of one GPU, and where the figure comes from."""
+
+    bytes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a cell may change. ``most_rank``: the narrowest layer's width; None for a method without a rank."""
+
+    batch_size: int
+    accumulation: int
+    rank: int
+    most_rank: int | None
+    checkpointing: bool
+    may_checkpoint: bool
+    optimizer: str
+    precision: str
+    may_quantize: bool
+
+
+def batch_of(settings: Settings, size: int) -> Change:
+    """Another batch size; the optimizer's step keeps its rows where that divides evenly."""
+    change: Change = {"train.batch_size": size}
+    rows = settings.batch_size * settings.accumulation
+    if size < settings.batch_size and rows % size == 0:
+        change["train.gradient_accumulation"] = rows // size
+    return change
+
+
+def judge(settings: Settings, budget: Budget, needs: Needs) -> dict[str, Any]:
+    """``{budget_bytes, budget_source, fits, needs_bytes, largest_batch, largest_rank, change, change_needs_bytes}``.
+
+    ``largest_batch`` and ``largest_rank``: with everything else as it is, null where even the smallest does not fit. ``change``: the
+    smallest single change that would make a cell fit which does not; null where none would, or none is needed.
+    """
+    here = needs({})
+    record: dict[str, Any] = {"budget_bytes": budget.bytes, "budget_source": budget.source}
+    if here is None:
+        return record | dict.fromkeys(
+            ("fits", "needs_bytes", "largest_batch", "largest_rank", "change", "change_needs_bytes")
+        )
+    fits = here <= budget.bytes
+    change, then = (None, None) if fits else smallest_change(settings, budget, needs)
+    most = settings.most_rank
+    return record | {
+        "fits": fits,
+        "needs_bytes": here,
+        "largest_batch": largest(settings.batch_size, budget.bytes, lambda n: needs(batch_of(settings, n))),
+        "largest_rank": None
+        if most is None
+        else largest(settings.rank, budget.bytes, lambda n: needs({"adapter.rank": n}), most),
+        "change": change,
+        "change_needs_bytes": then,
+    }
+
+
+def largest(now: int, budget: int, needs: Callable[[int], int | None], most: int | None = None) -> int | None:
+    """The largest number up to ``most`` whose need is within ``budget``; null where 1 is too much or nothing is known.
+
+    Two points give the line, the number that it promises is checked, and taken back by as much as the check says.
+    """
+    other = max(1, now // 2) if now > 1 else 2
+    low, high = sorted((now, other))
+    at_low, at_high = needs(low), needs(high)
+    if at_low is None or at_high is None:
+        return None
+    slope = (at_high - at_low) / (high - low)
+    if slope <= 0:
+        return most if at_high <= budget else None
+    found = int(low + (budget - at_low) / slope)
+    found = min(found, most) if most is not None else found
+    for _ in range(3):
+        if found < 1:
+            return None
+        need = needs(found)
+        if need is None or need <= budget:
+            return found if need is not None else None
+        found = min(found - 1, int(found - (need - budget) / slope))
+    return found if found >= 1 else None
+
+
+def smallest_change(settings: Settings, budget: Budget, needs: Needs) -> tuple[Change | None, int | None]:
+    """(the first single change, from mild to drastic, with which the cell fits, bytes that it needs then)."""
+    for change in _candidates(settings):
+        need = needs(change)
+        if need is not None and need <= budget.bytes:
+            return change, need
+    return None, None
+
+
+def _candidates(settings: Settings) -> list[Change]:
+    """Checkpointing costs time alone; a smaller batch with accumulation, too; then the optimizer's bits, the base's, the rank."""
+    found: list[Change] = []
+    if settings.may_checkpoint and not settings.checkpointing:
+        found.append({"train.gradient_checkpointing": True})
+    size = settings.batch_size // 2
+    while size >= 1:
+        found.append(batch_of(settings, size))
+        size //= 2
+    if settings.optimizer != SMALLER_OPTIMIZER:
+        found.append({"train.optimizer": SMALLER_OPTIMIZER})
+    if settings.may_quantize:
+        found.append({"precision": SMALLER_PRECISION})
+    rank = settings.rank // 2
+    while settings.most_rank is not None and rank >= 1:
+        found.append({"adapter.rank": rank})
+        rank //= 2
+    return found
+
+
+def members(budget: Budget, needs: Callable[[int], int | None], most: int) -> dict[str, Any]:
+    """How many runs fit side by side: ``{size, fixed_bytes, bytes_per_member, budget_bytes, margin, reason}``.
+
+    ``needs``: members → bytes. ``fixed_bytes`` are there however many they are.
+    """
+    most = min(most, LARGEST_COHORT)
+    one, two = needs(1), needs(2)
+    record: dict[str, Any] = {"budget_bytes": budget.bytes, "budget_source": budget.source, "margin": MARGIN}
+    if one is None or two is None:
+        return record | {"size": 1, "fixed_bytes": None, "bytes_per_member": None, "reason": "memory is not predicted"}
+    room = int(budget.bytes * MARGIN)
+    record |= {"fixed_bytes": 2 * one - two, "bytes_per_member": two - one}
+    if one > room:
+        reason = f"one run alone needs {one / 1e9:.1f} GB, with a margin of {1 - MARGIN:.0%} more than there is"
+        return record | {"size": 1, "reason": reason}
+    size = min(most, largest(1, room, needs, most) or 1)
+    reason = "all fit" if size == most else "predicted: as many as fit"
+    return record | {"size": size, "reason": f"{reason}, {needs(size) or 0:,} of {budget.bytes:,} bytes"}
+
+
+def changed(config: Mapping[str, Any], change: Change) -> dict[str, Any]:
+    """A cell's config (a nested mapping) with ``change`` made."""
+    new = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for path, value in change.items():
+        *parents, last = path.split(".")
+        place = new
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return new

@@ -1,0 +1,142 @@
+"""Forecasts for a study's cells: of the longest batch that its rows can make, each made once; what fits on the study's GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from loracle.adapters.batch import Row, scored
+from loracle.diagnose import fitting
+from loracle.diagnose.fitting import Budget, Change
+from loracle.diagnose.forecast import Forecast, Geometry, Plan, forecast
+from loracle.evaluate.loss import batches_by_length
+from loracle.models.load import device_name, pick_storage
+from loracle.spec.load import tuples
+from loracle.spec.methods import METHODS
+from loracle.spec.study import UNQUANTIZED, Cell, parse_bytes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a cell stands on: its base's config, its rows (null where they could not be read), how many labels it has, the length of
+    the tokenizer with added tokens, and the largest rank that its layers bear (null for methods without one)."""
+
+    config: Any
+    train: Sequence[Row] | None
+    evaluation: Sequence[Row] | None
+    labels: int | None
+    vocab: int | None
+    most_rank: int | None
+
+
+class Predictions:
+    """Forecasts, kept by what they depend on: not by seeds, learning rates or schedules."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Forecast] = {}
+
+    def of(self, cell: Cell, setting: Setting, *, members: int = 1, storage: str = "quantized") -> Forecast:
+        """The forecast of ``members`` runs of ``cell`` side by side."""
+        plan = Plan(
+            cell,
+            setting.config,
+            training_geometry(cell, setting.train),
+            members,
+            evaluation_geometry(setting.evaluation, members) if setting.evaluation else None,
+            setting.labels,
+            setting.vocab,
+            storage,
+        )
+        key = _key(plan)
+        if key not in self._known:
+            self._known[key] = forecast(plan)
+        return self._known[key]
+
+    def fit(self, cell: Cell, setting: Setting, budget: Budget) -> dict[str, Any]:
+        """The cell's ``fit`` in the inspect record: one run alone, in quantized storage."""
+
+        def needs(change: Change) -> int | None:
+            try:
+                other = Cell.model_validate(tuples(fitting.changed(cell.model_dump(), change)))
+            except ValueError:  # the change does not go with the cell
+                return None
+            return self.of(other, setting).needs_bytes
+
+        return fitting.judge(_settings(cell, setting), budget, needs)
+
+    def group(self, cells: Sequence[Cell], settings: Sequence[Setting], budget: Budget, runs: int) -> dict[str, Any]:
+        """A group's ``sizing`` in the inspect record: as many of its ``runs`` as fit side by side in the storage that they train in,
+        all taken for the cell that needs most."""
+        pairs = list(zip(cells, settings, strict=True))
+        cell, setting = max(pairs, key=lambda pair: self.of(*pair).peak_bytes or 0)
+        storage = pick_storage(cell)
+        alone = cell.train.base_dropout or "int8" in cell.precision_names  # neighbours would be felt
+        found = fitting.members(
+            budget, lambda n: self.of(cell, setting, members=n, storage=storage).needs_bytes, 1 if alone else runs
+        )
+        return {"ms_per_step": None, "candidates": [], "storage": storage, **found}
+
+
+def budget_of(gpu_memory: str | None, device: torch.device) -> Budget | None:
+    """The GPU to plan for: the one that the study names, else the card present; null on a CPU without either."""
+    if gpu_memory is not None:
+        return Budget(parse_bytes(gpu_memory), "run.gpu_memory")
+    if device.type == "cuda":
+        return Budget(torch.cuda.get_device_properties(device).total_memory, device_name(device))
+    return None
+
+
+def training_geometry(cell: Cell, rows: Sequence[Row] | None) -> Geometry:
+    """The largest batch that the rows can make: all as long as the longest, with as many scored positions as those that have most."""
+    size, limit = cell.train.batch_size, cell.task.max_length
+    if not rows:
+        return Geometry(size, limit, limit - 1)
+    length = min(limit, max(len(row.input_ids) for row in rows))
+    most = sorted((scored(row)[0].size for row in rows), reverse=True)[:size]
+    return Geometry(size, length, max(1, math.ceil(sum(most) / len(most))))
+
+
+def evaluation_rows(rows: Sequence[Row], members: int) -> list[Row]:
+    """Those of the first pass of an evaluation on a GPU, which has the longest rows."""
+    return [rows[i] for i in batches_by_length([len(row.input_ids) for row in rows], members, "cuda")[0]]
+
+
+def evaluation_geometry(rows: Sequence[Row], members: int) -> Geometry:
+    """The first pass of an evaluation on a GPU."""
+    first = evaluation_rows(rows, members)
+    positions = sum(scored(row)[0].size for row in first)
+    return Geometry(len(first), len(first[0].input_ids), max(1, math.ceil(positions / len(first))))
+
+
+def _settings(cell: Cell, setting: Setting) -> fitting.Settings:
+    four_bit = cell.adapter.method != "full" and cell.precision_names <= UNQUANTIZED | {"int8"}
+    return fitting.Settings(
+        cell.train.batch_size,
+        cell.train.gradient_accumulation,
+        cell.adapter.rank,
+        setting.most_rank if METHODS[cell.adapter.method].rank else None,
+        cell.train.gradient_checkpointing,
+        cell.adapter.method != "prefix_tuning",
+        cell.train.optimizer,
+        cell.default_precision,
+        four_bit,
+    )
+
+
+def _key(plan: Plan) -> str:
+    cell = plan.cell
+    adapter = cell.adapter.model_dump(exclude={"alpha", "rslora"})
+    adapter["dropout"] = adapter["dropout"] > 0
+    train = cell.train
+    parts = (
+        plan.config.to_json_string(),
+        (cell.precision, cell.double_quant, cell.block_size, cell.compute_dtype, cell.base.add_tokens, adapter),
+        (train.optimizer, train.gradient_checkpointing, train.gradient_accumulation, train.base_dropout),
+        (train.best_checkpoint, cell.task.classifies, plan.geometry, plan.members, plan.evaluation),
+        (plan.labels, plan.added, plan.storage),
+    )
+    return repr(parts)
