@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from loracle.spec.study import parse_bytes
 from loracle.store.claims import claim
 from loracle.store.files import digest, read_json, write_bytes, write_json
 from loracle.worker.spare import wait_for_job
@@ -95,10 +96,12 @@ def inspect(job: dict, root: Path) -> dict:
             "steps": config["train"]["steps"] or 10,
         }  # fmt: skip
         if "cell_bytes" in OPTIONS:
-            need, budget = OPTIONS["cell_bytes"].get(config["precision"], 1), job["gpu_memory"] or OPTIONS["gpu_bytes"]
+            need, budget = OPTIONS["cell_bytes"].get(config["precision"], 1), OPTIONS.get("gpu_bytes")
+            if job["gpu_memory"] is not None:
+                budget = parse_bytes(job["gpu_memory"])
             cells[cell["key"]]["fit"] = {
-                "budget_bytes": budget, "budget_source": "fake", "fits": need <= 0.9 * budget, "needs_bytes": need,
-                "largest_batch": 1, "largest_rank": 2, "change": None if need <= 0.9 * budget else "a smaller batch",
+                "budget_bytes": budget, "budget_source": "fake", "fits": need <= budget, "needs_bytes": need,
+                "largest_batch": 1, "largest_rank": 2, "change": None if need <= budget else {"train.batch_size": 1},
             }  # fmt: skip
     size = OPTIONS.get("size", 6)
     sizing = {

@@ -9,20 +9,61 @@ import pytest
 from loracle.spec.study import Run
 from loracle.store.files import read_json
 from loracle.study import run_study
-from loracle.study.fits import amount, budget, cohort_needs, group_needs, memory_fraction, verdict
+from loracle.study.fits import (
+    amount,
+    budget,
+    cohort_needs,
+    fits,
+    group_needs,
+    limit,
+    memory_fraction,
+    stored_to_fit,
+    verdict,
+)
 from loracle.study.preview import preview_plan
 
 GB = 10**9
 CARD = {"device": "cuda", "gpu_memory_bytes": 80 * GB}
 
 
-def test_a_budget_leaves_a_margin():
-    assert budget(Run(), CARD) == 72 * GB
-    assert budget(Run(gpu_memory="24GB"), CARD) == 21.6 * GB
-    assert budget(Run(gpu_memory="100GB"), CARD) == 72 * GB  # no more than there is
-    assert budget(Run(gpu_memory="24GB"), {"device": "cpu"}) is None
-    assert budget(Run(), {"device": "cuda"}) is None
-    assert budget(Run(), {}) is None
+def test_limits():
+    assert limit(Run(), CARD) == 80 * GB
+    assert limit(Run(gpu_memory="24GB"), CARD) == 24 * GB
+    assert limit(Run(gpu_memory="100GB"), CARD) == 80 * GB  # no more than there is
+    assert limit(Run(gpu_memory="24GB"), {"device": "cpu"}) is None
+    assert limit(Run(), {"device": "cuda"}) is None
+    assert limit(Run(), {}) is None
+    assert budget(100) == 92
+    assert budget(None) is None
+
+
+def test_the_margin_is_for_what_has_a_smaller_way():
+    cells = [{"id": "c", "fit": {"needs_bytes": 97}, "config": {"storage": "quantized"}}]
+    plan = {"sizing": {"g": {"size": 4, "fixed_bytes": 81, "bytes_per_member": 4}}, "cells": cells}
+    plan["runs"] = [{"id": name, "cell": "c"} for name in "rst"]
+    assert fits(plan, {"group": "g", "runs": ["r", "s"]}, 100)
+    assert not fits(plan, {"group": "g", "runs": ["r", "s", "t"]}, 100)
+    plan["sizing"]["g"]["budget_bytes"] = 100  # inspect has looked at just that size and budget
+    assert fits(plan, {"group": "g", "runs": ["r", "s", "t"]}, 100)
+    assert not fits(plan, {"group": "g", "runs": ["r", "s", "t"]}, 99)
+    assert fits(plan, {"group": "g", "runs": ["r"]}, 97)
+    assert not fits(plan, {"group": "g", "runs": ["r"]}, 96)
+    assert fits(plan, {"group": "g", "runs": ["r"]}, None)
+
+
+def test_dequantized_storage_gives_way_where_it_does_not_fit():
+    fit = {"needs_bytes": 30}
+    found = {"size": 1, "storage": "dequantized", "fixed_bytes": 110, "bytes_per_member": 10}
+    record = {"cells": {"c": {"storage": "dequantized", "fit": fit}}, "sizing": {"g": found}, "data": {}}
+    new = stored_to_fit(record, {"g": ["c"]}, 100)
+    assert new["cells"]["c"]["storage"] == "quantized"
+    assert new["sizing"]["g"]["size"] == 7  # 30 for one, 10 for each more, 92 in all
+    assert group_needs(new["sizing"]["g"], 7) == 90
+    assert stored_to_fit(record, {"g": ["c"]}, 120) == record
+    assert stored_to_fit(record, {"g": ["c"]}, None) == record
+    assert stored_to_fit(record, {}, 100) == record  # the study says which storage
+    fit["needs_bytes"] = 101
+    assert stored_to_fit(record, {"g": ["c"]}, 100) == record
 
 
 def test_a_smaller_gpu_is_a_share_of_the_card(monkeypatch):
@@ -35,13 +76,16 @@ def test_a_smaller_gpu_is_a_share_of_the_card(monkeypatch):
 
 
 def test_needs_of_a_cohort_and_of_one_run():
-    cells = [{"id": "c", "fit": {"needs_bytes": 7}}, {"id": "d"}]
+    cells = [{"id": "c", "fit": {"needs_bytes": 7}, "config": {"storage": "dequantized"}}, {"id": "d"}]
     runs = [{"id": "r", "cell": "c"}, {"id": "s", "cell": "d"}]
     plan = {"sizing": {"g": {"fixed_bytes": 10, "bytes_per_member": 3}, "h": {"size": 1}}, "cells": cells, "runs": runs}
     assert group_needs({}, 3) is None
     assert cohort_needs(plan, {"group": "g", "runs": ["r", "s"]}) == 16
     assert cohort_needs(plan, {"group": "h", "runs": ["r", "s"]}) is None
     assert cohort_needs(plan, {"group": "h", "runs": ["r"]}) == 7
+    assert cohort_needs(plan, {"group": "g", "runs": ["r"]}) == 13
+    cells[0]["config"]["storage"] = "quantized"
+    assert cohort_needs(plan, {"group": "g", "runs": ["r"]}) == 7
     assert cohort_needs(plan, {"group": "gone", "runs": ["s"]}) is None
 
 
@@ -50,8 +94,11 @@ def test_words():
     assert verdict({}) == verdict({"fit": None}) == ""
     assert verdict({"fit": {"fits": True, "needs_bytes": 1}}) == "fits"
     assert verdict({"fit": {"fits": False, "needs_bytes": 3_400_000_000}}) == "needs ≥ 3.4 GB"
-    fit = {"fits": False, "needs_bytes": 3_400_000_000, "change": "gradient checkpointing"}
+    fit = {"fits": False, "needs_bytes": 3_400_000_000, "change": {"train.gradient_checkpointing": True}}
     assert verdict({"fit": fit}) == "needs ≥ 3.4 GB; would fit with gradient checkpointing"
+    fit["change"] = {"train.batch_size": 2, "train.gradient_accumulation": 4}
+    assert verdict({"fit": fit}).endswith("would fit with batch size 2 and gradient accumulation 4")
+    assert verdict({"fit": {"fits": None, "needs_bytes": None}}) == "not predicted"
 
 
 @pytest.fixture
@@ -78,7 +125,7 @@ def at_once(spans, kind):
 
 
 def test_a_cohort_that_does_not_fit_is_split_before_it_starts(gpu, make_study, tmp_path):
-    gpu(sizing={"fixed_bytes": 50, "bytes_per_member": 15})  # two fit in 90 of 100 bytes, three do not
+    gpu(sizing={"fixed_bytes": 50, "bytes_per_member": 15})  # two fit in 92 of 100 bytes, three do not
     outcome = run_study(make_study(), tmp_path / "study")
     assert outcome.exit_code == 0
     plan = read_json(tmp_path / "study" / "plan.json")
@@ -92,20 +139,20 @@ def test_a_cohort_that_does_not_fit_is_split_before_it_starts(gpu, make_study, t
 
 
 def test_a_run_that_does_not_fit_is_never_started_and_stays_in_the_tables(gpu, make_study, tmp_path):
-    gpu(cell_bytes={"bf16": 95, "nf4": 20}, size=1)
+    gpu(cell_bytes={"bf16": 105, "nf4": 20}, size=1)
     study = make_study("vary.rank=[2]", "questions=[degradation, memory]", "run.cohort=1")
     outcome = run_study(study, tmp_path / "study")
     assert outcome.exit_code == 3
     states = {run: state for run, state in outcome.states.items() if run.startswith("bf16")}
     assert {state.status for state in states.values()} == {"oom"}
-    assert {state.reason for state in states.values()} == {"needs ≥ 0.0 MB (predicted); would fit with a smaller batch"}
+    assert {state.reason for state in states.values()} == {"needs ≥ 0.0 MB (predicted); would fit with batch size 1"}
     assert {s.status for run, s in outcome.states.items() if run.startswith("nf4")} == {"done"}
     assert not [span for span in gpu() if span["job"].startswith(("cohorts/bf16", "probes/bf16"))]
     probes = {p.parent.name[:3]: read_json(p) for p in (tmp_path / "study").glob("probes/*/record.json")}
     assert probes["bf1"]["status"] == "oom"
     assert "needs ≥" in probes["bf1"]["reason"]
     assert probes["nf4"]["status"] == "done"
-    gpu(cell_bytes={"bf16": 95, "nf4": 20}, size=1)
+    gpu(cell_bytes={"bf16": 105, "nf4": 20}, size=1)
     assert run_study(study, tmp_path / "study").exit_code == 3
     plan = read_json(tmp_path / "study" / "plan.json")
     plan["machine"]["gpu_memory_bytes"] = 200  # a larger card: what was never started is no result for ever
@@ -156,7 +203,7 @@ def test_the_memory_asked_for_reaches_the_jobs(gpu, make_study, tmp_path):
     gpu()
     run_study(make_study("run.gpu_memory=50B", "questions=[memory]"), tmp_path / "study")
     jobs = {p.parent.parent.name: read_json(p) for p in (tmp_path / "study").glob("[cp]*/*/job.json")}
-    assert read_json(tmp_path / "study" / "jobs" / "inspect" / "job.json")["gpu_memory"] == 50
+    assert read_json(tmp_path / "study" / "jobs" / "inspect" / "job.json")["gpu_memory"] == "50B"
     assert jobs["cohorts"]["memory_fraction"] == jobs["probes"]["memory_fraction"] == 0.5
 
 
@@ -167,7 +214,7 @@ def test_the_plan_says_what_fits(fake, make_study):
     plan = preview_plan(make_study("run.gpu_memory=24GB"))
     assert [cell["fit"]["fits"] for cell in plan["cells"]] == [False, False, True, True]
     text = plan_text(plan)
-    assert "needs ≥ 95.0 GB; would fit with a smaller batch" in text
+    assert "needs ≥ 95.0 GB; would fit with batch size 1" in text
     assert "planned for 24.0 GB of one GPU (fake)" in text
     assert "6,000.0 MB" in text  # a cohort's
     fake()

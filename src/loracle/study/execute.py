@@ -20,7 +20,7 @@ from loracle.store.files import read_json, write_json, write_text
 from loracle.store.layout import StudyFolder
 from loracle.study.cells import planned_cells, study_digest
 from loracle.study.crew import GRACE_S, Crew
-from loracle.study.fits import budget
+from loracle.study.fits import budget, limit
 from loracle.study.inspect import WorkerDied, inspect, unreadable
 from loracle.study.interrupt import Interrupted, Stop
 from loracle.study.launch import Launcher, LocalLauncher
@@ -80,7 +80,7 @@ def _work(study: Study, layout: StudyFolder, crew: Crew, machine: Machine) -> tu
     try:
         plan = obtain_plan(study, layout, crew, machine)
         machine = as_seen(machine, plan["machine"])
-        crew.places = Places(machine.gpus, budget(study.run, plan["machine"]), machine.cores)
+        crew.places = Places(machine.gpus, budget(limit(study.run, plan["machine"])), machine.cores)
         workers, threads = _at_once(study, plan, machine)
         compared = crew.places.kinds(threads, 1) if comparable(plan) else []
         alone = crew.places.kinds(threads, lanes(len(plan["cells"]), machine)) if probed(study) else []

@@ -1,19 +1,19 @@
 """What fits on a GPU, by predicted peaks (inspect's ledger). On a CPU nothing is held back: no GPU is in question.
 
-A cohort of n runs needs ``fixed_bytes + n · bytes_per_member`` of its group's sizing. ``MARGIN`` of the memory is never planned
-with: the CUDA context, fragmentation, and what the prediction does not know.
+A cohort of n runs needs ``fixed_bytes + n · bytes_per_member`` of its group's sizing, each process's CUDA context included. Of the
+memory ``SHARE`` is planned with where there is a smaller way: batches differ, and what is freed is not always of use again.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loracle.spec.study import Run, parse_bytes
 
-MARGIN = 0.1
+SHARE = 0.92  # inspect takes the same share when it finds the largest cohort
 FRACTION_VARIABLE = "LORACLE_MEMORY_FRACTION"  # forces shortage of memory, for tests
 
 
@@ -31,12 +31,28 @@ def gpu_memory(run: Run, machine: Mapping[str, Any]) -> int | None:
     return min(known, default=None)
 
 
-def budget(run: Run, machine: Mapping[str, Any]) -> int | None:
-    """Bytes of one GPU that the jobs on it may need together; None on a CPU, or where no memory is known."""
-    memory = gpu_memory(run, machine)
-    if memory is None or str(machine.get("device", "")).split(":")[0] != "cuda":
-        return None
-    return math.floor(memory * (1 - MARGIN))
+def limit(run: Run, machine: Mapping[str, Any]) -> int | None:
+    """Bytes of one GPU that a job may need; None on a CPU, or where no memory is known."""
+    on_gpu = str(machine.get("device", "")).split(":")[0] == "cuda"
+    return gpu_memory(run, machine) if on_gpu else None
+
+
+def budget(memory: int | None) -> int | None:
+    """Bytes that several runs, or jobs, on one GPU may need together."""
+    return None if memory is None else math.floor(memory * SHARE)
+
+
+def fits(plan: Mapping[str, Any], cohort: Mapping[str, Any], memory: int | None) -> bool:
+    """Whether a cohort is worth starting. A run alone may need the whole memory: there is no smaller way. What is not known
+    is tried."""
+    need = cohort_needs(plan, cohort)
+    if memory is None or need is None:
+        return True
+    if len(cohort["runs"]) == 1:
+        return need <= memory
+    sizing = plan["sizing"].get(cohort["group"]) or {}
+    found_to_fit = len(cohort["runs"]) <= sizing.get("size", 0) and (sizing.get("budget_bytes") or memory + 1) <= memory
+    return found_to_fit or need <= math.floor(memory * SHARE)
 
 
 def worker_memory(run: Run, machine: Mapping[str, Any]) -> int | None:
@@ -52,13 +68,16 @@ def group_needs(sizing: Mapping[str, Any], members: int) -> int | None:
 
 
 def cohort_needs(plan: Mapping[str, Any], cohort: Mapping[str, Any]) -> int | None:
-    """Predicted peak of one cohort of the plan, or of a part of one."""
+    """Predicted peak of one cohort of the plan, or of a part of one. A group's sizing is for its cell that needs most; of a run
+    alone its own cell's is known, in quantized storage."""
     found = group_needs(plan["sizing"].get(cohort["group"]) or {}, len(cohort["runs"]))
-    if found is None and len(cohort["runs"]) == 1:
-        [run] = cohort["runs"]
-        cell = next(run_["cell"] for run_ in plan["runs"] if run_["id"] == run)
-        return cell_needs(next(entry for entry in plan["cells"] if entry["id"] == cell))
-    return found
+    if len(cohort["runs"]) > 1:
+        return found
+    [run] = cohort["runs"]
+    name = next(entry["cell"] for entry in plan["runs"] if entry["id"] == run)
+    cell = next(entry for entry in plan["cells"] if entry["id"] == name)
+    own = cell_needs(cell)
+    return own if own is not None and (found is None or cell["config"]["storage"] != "dequantized") else found
 
 
 def cell_needs(cell: Mapping[str, Any]) -> int | None:
@@ -72,15 +91,22 @@ def verdict(cell: Mapping[str, Any]) -> str:
     fit = cell.get("fit")
     if not fit:
         return ""
-    if fit.get("fits"):
-        return "fits"
-    return f"needs ≥ {amount(fit.get('needs_bytes'))}" + remedy(cell)
+    if fit.get("fits") is None:
+        return "not predicted"
+    return "fits" if fit["fits"] else f"needs ≥ {amount(fit.get('needs_bytes'))}" + remedy(cell)
 
 
 def remedy(cell: Mapping[str, Any]) -> str:
     """``; would fit with gradient checkpointing``; empty where nothing that is known would help."""
-    change = (cell.get("fit") or {}).get("change")
-    return f"; would fit with {change}" if change else ""
+    change = (cell.get("fit") or {}).get("change") or {}
+    words = [_setting(path, value) for path, value in change.items()]
+    return f"; would fit with {' and '.join(words)}" if words else ""
+
+
+def _setting(path: str, value: Any) -> str:
+    """``train.batch_size``, 4 → ``batch size 4``; what is switched on is named alone."""
+    name = path.rpartition(".")[2].replace("_", " ")
+    return name if value is True else f"{name} {value}"
 
 
 def memory_fraction(run: Run, machine: Mapping[str, Any]) -> float | None:
@@ -92,3 +118,22 @@ def memory_fraction(run: Run, machine: Mapping[str, Any]) -> float | None:
     card = machine.get("gpu_memory_bytes")
     asked = parse_bytes(run.gpu_memory) if run.gpu_memory and card else None
     return asked / card if asked is not None and card and asked < card else None
+
+
+def stored_to_fit(record: Mapping[str, Any], groups: Mapping[str, Sequence[str]], memory: int | None) -> dict[str, Any]:
+    """An inspect record in which no group trains in dequantized storage that does not fit even one run, where quantized storage
+    does: same numbers, other bytes. ``groups``: the keys of each group's cells whose storage may be chosen."""
+    cells, sizing = dict(record["cells"]), dict(record.get("sizing") or {})
+    for key, members in groups.items():
+        found = sizing.get(key) or {}
+        one, needs = group_needs(found, 1), [cell_needs(cells[member]) for member in members]
+        if memory is None or one is None or one <= memory or None in needs or found.get("storage") != "dequantized":
+            continue
+        most, each = max(need for need in needs if need is not None), found["bytes_per_member"]
+        if most > memory:
+            continue
+        size = 1 + max(0, math.floor((memory * SHARE - most) / each))
+        reason = "dequantized weights do not fit: quantized storage"
+        sizing[key] = {**found, "size": size, "fixed_bytes": most - each, "storage": "quantized", "reason": reason}
+        cells |= {member: {**cells[member], "storage": "quantized"} for member in members}
+    return {**record, "cells": cells, "sizing": sizing}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loracle.base.errors import LoracleError, SpecError
-from loracle.spec.study import Study, parse_bytes
+from loracle.spec.study import Study
 from loracle.store.files import SCHEMA
 from loracle.store.layout import StudyFolder
 from loracle.study.cells import PlannedCell, plain, planned_cells
@@ -52,7 +52,7 @@ def inspect(
         "measure": measure,
         "workers": workers,
         "weights": weights,
-        "gpu_memory": parse_bytes(study.run.gpu_memory) if study.run.gpu_memory else None,
+        "gpu_memory": study.run.gpu_memory,
     }
     job = Job(layout.job(JOB), payload, "looking at model and data", threads)
     coming = crew.places.kinds(threads, workers) if ahead else []

@@ -11,7 +11,7 @@ from loracle.store.files import SCHEMA, digest, read_json, write_json
 from loracle.store.layout import StudyFolder
 from loracle.study.cells import asks
 from loracle.study.crew import Crew, Ended, Job
-from loracle.study.fits import amount, budget, cell_needs, memory_fraction, remedy
+from loracle.study.fits import amount, cell_needs, limit, memory_fraction, remedy
 from loracle.study.resources import Machine, concurrency, lanes
 from loracle.study.spares import Kind
 from loracle.study.states import run_record
@@ -105,12 +105,12 @@ def probes(
     side; on a CPU with nothing else running. What cannot fit its GPU is not tried."""
     if not probed(study):
         return
-    limit, jobs = budget(study.run, plan["machine"]), []
+    memory, jobs = limit(study.run, plan["machine"]), []
     for cell in plan["cells"]:
         if _probe_status(layout, cell["id"]) in ("done", "oom"):
             continue
         folder, need = layout.probe(cell["id"]), cell_needs(cell)
-        if limit is not None and need is not None and need > limit:
+        if memory is not None and need is not None and need > memory:
             reason = f"needs ≥ {amount(need)} (predicted)" + remedy(cell)
             write_json(folder / "record.json", {**_unprobed(cell, "oom", reason), "started": False})
             continue

@@ -13,7 +13,7 @@ from loracle.store.files import SCHEMA, digest
 from loracle.store.identity import run_digest
 from loracle.study.cells import PlannedCell, asks, described, planned_cells, references, study_digest
 from loracle.study.cohorts import Load, chunks, cohort_id, divide, group_key, makespan, most
-from loracle.study.fits import cohort_needs
+from loracle.study.fits import cohort_needs, limit, stored_to_fit
 from loracle.study.resources import Machine, as_seen, concurrency, lanes
 
 NULL_ORDER_STEP = 1000  # a null run's order_seed is this far from its twin's
@@ -24,6 +24,7 @@ def make_plan(
 ) -> dict[str, Any]:
     """plan.json. ``record`` is the inspect job's; ``finished`` maps runs that need no training to their cohort."""
     cells = planned_cells(study)
+    record = stored_to_fit(record, _choosable(cells), limit(study.run, record.get("machine") or {}))
     entries = {planned.key: described(planned, record) for planned in cells}
     _relate(cells, entries)
     runs, null_pairs = planned_runs(study, cells, entries)
@@ -49,6 +50,15 @@ def make_plan(
         cohort["needs_bytes"] = cohort_needs(plan, cohort)
     plan["plan_id"] = digest([plan["study_sha256"], runs, [[c["runs"], c["threads"]] for c in cohorts]])[:12]
     return plan
+
+
+def _choosable(cells: Sequence[PlannedCell]) -> dict[str, list[str]]:
+    """The cells of each group whose storage while training is not the study's but ours to choose."""
+    found: dict[str, list[str]] = {}
+    for planned in cells:
+        if planned.cell.storage == "auto":
+            found.setdefault(group_key(planned), []).append(planned.key)
+    return found
 
 
 def _by_id(entries: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from loracle.store.files import SCHEMA, write_json
 from loracle.store.layout import StudyFolder
 from loracle.study.cohorts import halves, leaves, part_of
 from loracle.study.crew import Crew, Ended, Job
-from loracle.study.fits import amount, budget, cohort_needs, memory_fraction, worker_memory
+from loracle.study.fits import amount, cohort_needs, fits, limit, memory_fraction, worker_memory
 from loracle.study.spares import Kind
 from loracle.study.states import State, is_final, member_config, out_of_memory, run_record, write_end
 
@@ -24,7 +24,7 @@ class Training:
         self.study, self.layout, self.plan, self.crew = study, layout, plan, crew
         self.runs = {run["id"]: run for run in plan["runs"]}
         self.cells = {cell["id"]: cell for cell in plan["cells"]}
-        self.budget = budget(study.run, plan["machine"])
+        self.memory = limit(study.run, plan["machine"])
 
     def run(self, workers: int, following: Sequence[Kind] = ()) -> None:
         """Train what is not finished. A cohort is trained whole if any member is unfinished: its bits depend on it.
@@ -39,13 +39,13 @@ class Training:
     def fitting(self, cohort: dict[str, Any]) -> list[dict[str, Any]]:
         """The cohort, or what it is split into until all parts fit a GPU by their predicted peaks. A single run that does not
         is never started: it has its end, and the others go on."""
-        need = cohort_needs(self.plan, cohort)
-        if self.budget is None or need is None or need <= self.budget:
+        if fits(self.plan, cohort, self.memory):
             return [cohort]
+        need = cohort_needs(self.plan, cohort)
         if len(cohort["runs"]) == 1:
             self.close(cohort, out_of_memory(self.plan, self.runs[cohort["runs"][0]], need), started=False)
             return []
-        why = f"needs {amount(need)} of {amount(self.budget)}"
+        why = f"needs {amount(need)} of {amount(self.memory)}"
         return [leaf for part in self.split(cohort, why) for leaf in self.fitting(part)]
 
     def finished(self, cohort: Mapping[str, Any]) -> bool:
