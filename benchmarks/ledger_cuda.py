@@ -27,7 +27,16 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 
 from loracle.adapters.cohort import attach, detach, member_of
 from loracle.base.errors import ModelError, one_line
-from loracle.diagnose.forecast import TRAINING, Forecast, Geometry, Plan, forecast, settings_for, shape_rows
+from loracle.diagnose.forecast import (
+    TRAINING,
+    Forecast,
+    Geometry,
+    Plan,
+    enable_checkpointing,
+    forecast,
+    settings_for,
+    shape_rows,
+)
 from loracle.diagnose.peak_clock import PeakClock, measured_components, unexplained
 from loracle.models.ledger import COMPONENTS
 from loracle.models.load import LoadedBase, prepare
@@ -139,8 +148,7 @@ def train(case: Case, loaded: LoadedBase) -> tuple[PeakClock, dict[str, int | No
     """Three steps under the clock; (phases, components measured)."""
     cell, model = case.cell, loaded.model
     if case.checkpointing:
-        settings = {"use_reentrant": False, "preserve_rng_state": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        enable_checkpointing(model)
     else:
         model.gradient_checkpointing_disable()
     clock = PeakClock(loaded.device)

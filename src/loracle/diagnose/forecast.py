@@ -8,6 +8,7 @@ Not covered: CUDA graphs' private pools, fragmentation over many steps of differ
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Forecast:
     """``peak_bytes``: the most that torch has allocated from loading to the last training step; ``components`` add up to it.
 
     ``phases``: phase → ``{peak_bytes, end_bytes}``; ``peak_phase``: where the peak is. ``reserved_bytes``: what torch has taken from
-    the device for all of it, evaluation included; ``managed_bytes``: optimizer state in managed memory, which is in no other figure.
+    the device by then; ``managed_bytes``: optimizer state in managed memory, which is in no other figure.
     With a ``reason`` the step could not be followed: the peak is null, and so are components that it would have told.
     """
 
@@ -74,7 +75,8 @@ class Forecast:
 
     @property
     def needs_bytes(self) -> int | None:
-        """Memory of a GPU that can do it all: what torch takes, and the CUDA context."""
+        """Memory of a GPU that can train it: what torch takes, and the CUDA context. Evaluation takes what there is
+        (``evaluate.loss``)."""
         return None if self.reserved_bytes is None else self.reserved_bytes + CONTEXT
 
 
@@ -164,11 +166,19 @@ def _trainee(plan: Plan, loaded: LoadedBase) -> Trainee:
     return who
 
 
+def enable_checkpointing(model: Any) -> None:
+    """Gradient checkpointing by Transformers' blocks, as in training."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of its new name, which older versions do not know
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+        )
+
+
 def _checkpoint(tracker: MemoryTracker, cell: Cell, loaded: LoadedBase, who: Trainee) -> None:
     if not cell.train.gradient_checkpointing:
         return
-    settings = {"use_reentrant": False, "preserve_rng_state": False}
-    loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    enable_checkpointing(loaded.model)
     for module in loaded.model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             own: Any = module
@@ -194,7 +204,7 @@ def shape_rows(geometry: Geometry, classifies: bool) -> list[Shape]:
 def _result(tracker: MemoryTracker) -> Forecast:
     top = max((p for p in TRAINING if p in tracker.peaks), key=lambda phase: tracker.peaks[phase].bytes)
     found = tracker.components(top)
-    reserved = max(peak.reserved for peak in tracker.peaks.values())
+    reserved = max(tracker.peaks[phase].reserved for phase in TRAINING if phase in tracker.peaks)
     components: dict[str, int | None] = {name: found.get(name, 0) for name in COMPONENTS}
     return Forecast(tracker.peaks[top].bytes, reserved, tracker.managed, top, components, _phases(tracker, PHASES))
 

@@ -11,7 +11,7 @@ import torch
 from loracle.adapters.alone import attach_alone
 from loracle.adapters.cohort import attach, member_of
 from loracle.adapters.trainee import Trainee
-from loracle.diagnose.forecast import PHASES, TRAINING, Forecast, Geometry, Plan, forecast
+from loracle.diagnose.forecast import PHASES, TRAINING, Forecast, Geometry, Plan, enable_checkpointing, forecast
 from loracle.diagnose.peak_clock import PeakClock, lasting_components, measured_components, unexplained
 from loracle.diagnose.predictions import evaluation_rows
 from loracle.evaluate.loss import item_losses
@@ -45,8 +45,7 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
         loaded = load_base(source, cell, device, storage="quantized", labels=data.labels, vocab=len(tokenizer))
         reached("attach")
         if cell.train.gradient_checkpointing:
-            settings = {"use_reentrant": False, "preserve_rng_state": False}
-            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+            enable_checkpointing(loaded.model)
         who = trainee(cell, loaded, len(data.labels))
         reached("optimizer")
         steps, warm_up = int(job.get("steps", 10)), int(job.get("warmup", 3))
