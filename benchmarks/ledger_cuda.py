@@ -27,10 +27,18 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 
 from loracle.adapters.cohort import attach, detach, member_of
 from loracle.base.errors import ModelError, one_line
-from loracle.diagnose.forecast import TRAINING, Forecast, Geometry, Plan, forecast, settings_for, shape_rows
+from loracle.diagnose.forecast import (
+    TRAINING,
+    Forecast,
+    Geometry,
+    Plan,
+    forecast,
+    settings_for,
+    shape_rows,
+)
 from loracle.diagnose.peak_clock import PeakClock, measured_components, unexplained
 from loracle.models.ledger import COMPONENTS
-from loracle.models.load import LoadedBase, prepare
+from loracle.models.load import LoadedBase, checkpoint_activations, prepare
 from loracle.models.memory_labels import watched_by
 from loracle.models.source import Source
 from loracle.spec.study import Cell
@@ -139,11 +147,12 @@ def train(case: Case, loaded: LoadedBase) -> tuple[PeakClock, dict[str, int | No
     """Three steps under the clock; (phases, components measured)."""
     cell, model = case.cell, loaded.model
     if case.checkpointing:
-        settings = {"use_reentrant": False, "preserve_rng_state": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        checkpoint_activations(model)
     else:
         model.gradient_checkpointing_disable()
     clock = PeakClock(loaded.device)
+    if case.checkpointing:
+        clock.watch_recomputation(model)
     clock.enter("attach")
     member = member_of("ledger", cell, loaded.linears, model.config, 0)
     cohort = attach(model, [member] * case.members, torch.float32, loaded.device)
@@ -279,10 +288,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--forecast", action="store_true", help="predictions alone; needs no GPU")
     parser.add_argument("--only", default="", help="cells whose shape or precision has this in its name")
+    parser.add_argument(
+        "--checkpointed", action="store_true", help="only cells with gradient checkpointing, and that in float32"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
     chosen = [case for case in cases() if asked.only in f"{case.shape} {case.precision}"]
+    if asked.checkpointed:
+        chosen = [case for case in chosen if case.checkpointing or case.precision == "fp32"]
     begun = time.perf_counter()
     if not asked.forecast:
         write(measure_all(chosen), asked.out, time.perf_counter() - begun)

@@ -14,10 +14,18 @@ from loracle.adapters.cohort import attach, member_of
 from loracle.diagnose import stand_ins, tracking_memory
 from loracle.diagnose.caching_allocator import CachingAllocator
 from loracle.diagnose.components import base_bytes
-from loracle.diagnose.forecast import PHASES, Forecast, Geometry, Plan, forecast, settings_for, shape_rows
+from loracle.diagnose.forecast import (
+    PHASES,
+    Forecast,
+    Geometry,
+    Plan,
+    forecast,
+    settings_for,
+    shape_rows,
+)
 from loracle.diagnose.tracking_memory import MemoryTracker
 from loracle.models.ledger import COMPONENTS
-from loracle.models.load import load_base, prepare
+from loracle.models.load import checkpoint_activations, load_base, prepare
 from loracle.models.memory_labels import counted_as, watched_by
 from loracle.models.source import Source, find, load_config
 from loracle.spec.study import Cell
@@ -130,8 +138,7 @@ def real_peak(c: Cell, config: Any, members: int) -> int:
     model = AutoModelForCausalLM.from_config(config)
     loaded = prepare(model, Source("", "", "", None, None), c, CPU, storage="quantized")
     if c.train.gradient_checkpointing:
-        settings = {"use_reentrant": False, "preserve_rng_state": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        checkpoint_activations(model)
     who = attach(model, [member_of("x", c, loaded.linears, model.config, 0)] * members, torch.float32, CPU)
     fit = Fit(who, shape_rows(SHAPE, False), [c.train] * members, [0] * members, settings_for(c, loaded, SHAPE))
     batches = fit.batches(0)
@@ -254,7 +261,7 @@ def test_evaluation_is_a_phase_of_its_own() -> None:
     wide = forecast(Plan(cell(), GPT2, SHAPE, evaluation=Geometry(64, 128, 120)))
     assert wide.peak_bytes == plain.peak_bytes
     assert wide.phases["evaluation"]["peak_bytes"] > plain.phases["forward"]["peak_bytes"]
-    assert (wide.needs_bytes or 0) > (plain.needs_bytes or 0)
+    assert wide.needs_bytes == plain.needs_bytes  # an evaluation that does not fit is taken in halves
 
 
 # -- what trains alone ------------------------------------------------------------------------------------------------

@@ -84,7 +84,9 @@ def model_losses(model: Any, batch: CohortBatch) -> torch.Tensor:
     """``token_losses`` under the model's own head; in chunks that never hold all logits, where there are kernels for it."""
     weight = fusable_head(model)
     if weight is None:
-        return token_losses(head_logits(model, scored_hidden(model, batch)), batch)
+        chosen = scored_hidden(model, batch)
+        with counted_as("logits_and_loss"):
+            return token_losses(head_logits(model, chosen), batch)
     hidden = every_hidden(model, batch)
     with counted_as("logits_and_loss"):
         losses = ChunkedLosses.apply(  # type: ignore[no-untyped-call]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loracle.adapters.cohort import CohortLoRA
 from loracle.diagnose.caching_allocator import rounded
@@ -65,3 +66,11 @@ def _tensors(thing: Any, depth: int) -> list[torch.Tensor]:
         elif depth and not isinstance(value, nn.Module):
             found += _tensors(value, depth - 1)
     return found
+
+
+def rewrap_checkpoints(model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Exchange the checkpoint function of every checkpointed layer of ``model`` for ``wrap`` of it."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            own: Any = module
+            own._gradient_checkpointing_func = wrap(own._gradient_checkpointing_func)

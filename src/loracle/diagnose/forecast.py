@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loracle.adapters.alone import attach_alone
 from loracle.adapters.cohort import attach, member_of
 from loracle.adapters.trainee import Trainee
 from loracle.base.errors import LoracleError, one_line
 from loracle.diagnose.autocast_shapes import AutocastShapes
-from loracle.diagnose.components import base_tensors, quantized_layers
+from loracle.diagnose.components import base_tensors, quantized_layers, rewrap_checkpoints
 from loracle.diagnose.stand_ins import CONTEXT, device_attention
 from loracle.diagnose.tracking_memory import MemoryTracker
 from loracle.evaluate.loss import item_losses
@@ -60,7 +59,7 @@ class Forecast:
     """``peak_bytes``: the most that torch has allocated from loading to the last training step; ``components`` add up to it.
 
     ``phases``: phase → ``{peak_bytes, end_bytes}``; ``peak_phase``: where the peak is. ``reserved_bytes``: what torch has taken from
-    the device for all of it, evaluation included; ``managed_bytes``: optimizer state in managed memory, which is in no other figure.
+    the device by then; ``managed_bytes``: optimizer state in managed memory, which is in no other figure.
     With a ``reason`` the step could not be followed: the peak is null, and so are components that it would have told.
     """
 
@@ -74,7 +73,8 @@ class Forecast:
 
     @property
     def needs_bytes(self) -> int | None:
-        """Memory of a GPU that can do it all: what torch takes, and the CUDA context."""
+        """Memory of a GPU that can train it: what torch takes, and the CUDA context. Evaluation takes what there is
+        (``evaluate.loss``)."""
         return None if self.reserved_bytes is None else self.reserved_bytes + CONTEXT
 
 
@@ -168,11 +168,8 @@ def _checkpoint(tracker: MemoryTracker, cell: Cell, loaded: LoadedBase, who: Tra
     if not cell.train.gradient_checkpointing:
         return
     checkpoint_activations(loaded.model)
-    for module in loaded.model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            own: Any = module
-            within = getattr(who, "autocast", nullcontext)
-            own._gradient_checkpointing_func = tracker.watching_recomputation(own._gradient_checkpointing_func, within)
+    within = getattr(who, "autocast", nullcontext)
+    rewrap_checkpoints(loaded.model, lambda checkpoint: tracker.watching_recomputation(checkpoint, within))
 
 
 def settings_for(cell: Cell, loaded: LoadedBase, geometry: Geometry, steps: int = 1) -> FitSettings:
@@ -193,7 +190,7 @@ def shape_rows(geometry: Geometry, classifies: bool) -> list[Shape]:
 def _result(tracker: MemoryTracker) -> Forecast:
     top = max((p for p in TRAINING if p in tracker.peaks), key=lambda phase: tracker.peaks[phase].bytes)
     found = tracker.components(top)
-    reserved = max(peak.reserved for peak in tracker.peaks.values())
+    reserved = max(tracker.peaks[phase].reserved for phase in TRAINING if phase in tracker.peaks)
     components: dict[str, int | None] = {name: found.get(name, 0) for name in COMPONENTS}
     return Forecast(tracker.peaks[top].bytes, reserved, tracker.managed, top, components, _phases(tracker, PHASES))
 

@@ -6,7 +6,6 @@ Works without weights (``weights: false``): from a config and, for the data audi
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from loracle.adapters.cohort import member_of
 from loracle.adapters.targets import Site, check_rank, resolve_targets, trainable_params
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
 from loracle.diagnose import sizing
+from loracle.diagnose.machine import machine
 from loracle.diagnose.predictions import Predictions, Setting, budget_of, training_geometry
 from loracle.models import source as sources
 from loracle.models.census import predicted_bits
 from loracle.models.linears import FAMILIES, Linear, check_weights, linear_map
 from loracle.models.load import (
     count_parameters,
-    device_name,
     load_base,
     meta_model,
     pick_compute_dtype,
@@ -206,7 +205,7 @@ class Inspection:
         data_key, data = self.tokenized(cell, base)
         trainable = self.trainable(cell, base, data)
         setting = self.setting(cell, base, data)
-        predicted = self.predictions.of(cell, setting)
+        predicted = self.predictions.of(cell, setting, evaluated=True)
         quantized = [x for x in base.linears if assignment[x.name] not in UNQUANTIZED]
         weights = sum(x.params for x in quantized)
         bits = sum(predicted_bits(assignment[x.name], cell.double_quant, cell.block_size) * x.params for x in quantized)
@@ -310,20 +309,6 @@ def steps_of(cell: Cell, train_rows: int | None) -> int | None:
         return None
     per_step = cell.train.batch_size * cell.train.gradient_accumulation
     return max(1, math.ceil((cell.train.epochs or 1.0) * train_rows / per_step))
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the predictions were made on."""
-    gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return {
-        "device": device.type,
-        "device_name": device_name(device),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu_memory_bytes": gpu,
-        "gpus": torch.cuda.device_count(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def inspect(folder: StudyFolder, job: dict[str, Any], say: Say) -> dict[str, Any]:

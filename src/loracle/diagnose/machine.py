@@ -1,4 +1,4 @@
-"""What this machine has and does well, for ``loracle doctor``."""
+"""What this machine has and does well, for ``loracle doctor`` and for plans."""
 
 from __future__ import annotations
 
@@ -67,3 +67,19 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the predictions were made on."""
+    from loracle.models.load import device_name
+
+    gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "device_name": device_name(device),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu_memory_bytes": gpu,
+        "gpus": torch.cuda.device_count(),
+        "threads": torch.get_num_threads(),
+    }

@@ -14,6 +14,7 @@ import torch
 
 _KEEP_SHAPE = {"add_", "addcdiv_", "addcmul_", "addmm_", "baddbmm_", "clamp_", "copy_", "div_", "fill_", "lerp_"}
 _KEEP_SHAPE |= {"masked_fill_", "mul_", "sqrt_", "sub_", "zero_"}
+MOST = 100_000
 Template = tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None
 
 
@@ -37,10 +38,16 @@ class MetaResults:
         if found is False:
             out = func(*args, **kwargs)
             template = _template(out)
+            if len(self._known) > MOST:
+                self._known.clear()
             if template is not False and not _shares(out, args):  # _unsafe_view is a view that does not say so
                 self._known[func, key] = template
             return out
         return _made(found)
+
+
+SHARED = MetaResults()
+"""Of the whole process: cells of one study ask for the same shapes."""
 
 
 @functools.cache

@@ -5,13 +5,15 @@ Reading the counters needs no synchronisation: the allocator keeps them on the h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 
-from loracle.diagnose.components import base_bytes
+from loracle.diagnose.components import base_bytes, rewrap_checkpoints
 from loracle.models.ledger import COMPONENTS
 from loracle.models.load import LoadedBase
 from loracle.train.fit import Fit
@@ -38,7 +40,9 @@ class PeakClock:
     phase: str = "load"
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
+    recomputed: int = 0  # the most that a checkpointed layer keeps when it is computed again
     reserved: int = 0
+    _within: bool = False  # a label: the outermost counts
 
     def __post_init__(self) -> None:
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -62,13 +66,38 @@ class PeakClock:
     @contextmanager
     def counted_as(self, component: str) -> Iterator[None]:
         """What the forward pass leaves within the block is ``component``."""
+        if self._within:
+            yield
+            return
         before = torch.cuda.memory_allocated(self.device)
+        self._within = True
         try:
             yield
         finally:
+            self._within = False
             if self.phase == "forward":
                 grown = torch.cuda.memory_allocated(self.device) - before
                 self.kept[component] = self.kept.get(component, 0) + grown
+
+    def watch_recomputation(self, model: nn.Module) -> None:
+        """Measure what ``model``'s checkpointed layers leave when they run again in a backward pass."""
+
+        def watching(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+            def watched(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                def again(*args: Any, **kwargs: Any) -> Any:
+                    before = torch.cuda.memory_allocated(self.device)
+                    try:
+                        return function(*args, **kwargs)
+                    finally:  # torch stops it by an exception as soon as it has what it needs
+                        if torch._C._current_graph_task_id() != -1:
+                            grown = torch.cuda.memory_allocated(self.device) - before
+                            self.recomputed = max(self.recomputed, grown)
+
+                return checkpoint(again, *args, **kwargs)
+
+            return watched
+
+        rewrap_checkpoints(model, watching)
 
     def peak(self, phases: tuple[str, ...]) -> tuple[str, int]:
         """(phase, bytes) of the highest peak among ``phases``."""
@@ -91,7 +120,8 @@ def measured_components(clock: PeakClock, loaded: LoadedBase, fit: Fit) -> dict[
     """Component → bytes at the peak of a step; null for what no counter can tell apart.
 
     Weights and constants: the tensors that are there. Adapters and optimizer: what their phases added. Saved activations: what is
-    allocated after a forward pass and was not before, without what it holds for logits and loss.
+    allocated after a forward pass and was not before, without what it holds for logits and loss; under checkpointing also the most
+    that one layer keeps when it is computed again.
     """
     found = lasting_components(loaded, fit)
     ends = {phase: entry["end_bytes"] for phase, entry in clock.phases.items()}
@@ -99,6 +129,8 @@ def measured_components(clock: PeakClock, loaded: LoadedBase, fit: Fit) -> dict[
     found["optimizer"] = ends["optimizer"] - ends["attach"]
     before = ends.get("idle", ends["optimizer"])
     found["saved_activations"] = ends["forward"] - before - clock.kept.get("logits_and_loss", 0)
+    if clock.peak(tuple(clock.phases))[0] == "backward":  # one checkpointed layer is there in full
+        found["saved_activations"] += clock.recomputed
     return found
 
 

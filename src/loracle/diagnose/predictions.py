@@ -39,14 +39,16 @@ class Predictions:
     def __init__(self) -> None:
         self._known: dict[str, Forecast] = {}
 
-    def of(self, cell: Cell, setting: Setting, *, members: int = 1, storage: str = "quantized") -> Forecast:
-        """The forecast of ``members`` runs of ``cell`` side by side."""
+    def of(
+        self, cell: Cell, setting: Setting, *, members: int = 1, storage: str = "quantized", evaluated: bool = False
+    ) -> Forecast:
+        """The forecast of ``members`` runs of ``cell`` side by side; ``evaluated``: with an evaluation after the step."""
         plan = Plan(
             cell,
             setting.config,
             training_geometry(cell, setting.train),
             members,
-            evaluation_geometry(setting.evaluation, members) if setting.evaluation else None,
+            evaluation_geometry(setting.evaluation, members) if evaluated and setting.evaluation else None,
             setting.labels,
             setting.vocab,
             storage,
@@ -60,6 +62,8 @@ class Predictions:
         """The cell's ``fit`` in the inspect record: one run alone, in quantized storage."""
 
         def needs(change: Change) -> int | None:
+            if not change:
+                return self.of(cell, setting, evaluated=True).needs_bytes
             try:
                 other = Cell.model_validate(tuples(fitting.changed(cell.model_dump(), change)))
             except ValueError:  # the change does not go with the cell

@@ -46,6 +46,8 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
         reached("attach")
         if cell.train.gradient_checkpointing:
             checkpoint_activations(loaded.model)
+            if clock:
+                clock.watch_recomputation(loaded.model)
         who = trainee(cell, loaded, len(data.labels))
         reached("optimizer")
         steps, warm_up = int(job.get("steps", 10)), int(job.get("warmup", 3))

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loracle.diagnose import autograd_sums
 from loracle.diagnose.caching_allocator import Block, CachingAllocator, rounded
-from loracle.diagnose.meta_results import MetaResults
+from loracle.diagnose.meta_results import SHARED
 from loracle.diagnose.stand_ins import CUBLAS_WORKSPACE, MATRIX_PRODUCTS, operations
 from loracle.models.memory_labels import MANAGED
 
@@ -69,7 +69,6 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._ranges: list[tuple[int, int, str]] = []  # autograd's sequence numbers made under a label
         self._workspaces: set[bool] = set()  # cuBLAS's, of the thread that runs forward and of autograd's
         self._stand_ins = operations()
-        self._results = MetaResults()
         self._alone = autograd_sums.held_alone()
         self._closed = False
 
@@ -190,7 +189,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return replaced(*args, **kwargs)
         if func in MATRIX_PRODUCTS:
             self._workspace(args[-1])
-        out = self._results.of(func, args, kwargs)
+        out = SHARED.of(func, args, kwargs)
         if isinstance(out, torch.Tensor):
             self._see(out)
         elif isinstance(out, (tuple, list)):

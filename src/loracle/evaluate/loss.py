@@ -62,21 +62,41 @@ def item_losses(
     base: bool = False,
     alone: int | None = None,
 ) -> ItemLosses:
-    """Losses of ``rows`` under every member of ``who``; with ``base`` under its base, with ``alone`` under that member, K = 1."""
+    """Losses of ``rows`` under every member of ``who``; with ``base`` under its base, with ``alone`` under that member, K = 1.
+
+    A pass that does not fit in a device's memory is taken in halves.
+    """
     tokens = np.array([scored(row)[0].size for row in rows], dtype=np.int64)
     with who.answering(base, alone) as members:
         sums = np.zeros((members, len(rows)))
         predicted = np.zeros((members, len(rows)), dtype=np.int64) if rows and rows[0].label_id is not None else None
         recorded = base or alone is not None or isinstance(who, Untrained)
-        for items in batches_by_length([len(row.input_ids) for row in rows], members, device.type, recorded):
-            batch = make_batch([[rows[i] for i in items]] * members, pad_id).to(device)
-            logits = None if predicted is None else who.logits(batch)
-            losses = (who.losses(batch) if logits is None else token_losses(logits, batch)).double()
-            per_item = torch.zeros(members, len(items), dtype=torch.float64, device=device)
-            sums[:, items] = per_item.scatter_add_(1, batch.row, losses).cpu().numpy()
-            if predicted is not None and logits is not None:
-                predicted[:, items] = logits.argmax(-1).view(members, -1).cpu().numpy()
+        left = batches_by_length([len(row.input_ids) for row in rows], members, device.type, recorded)
+        while left:
+            items = left.pop(0)
+            try:
+                sums[:, items], guesses = _one_pass(who, [rows[i] for i in items], members, pad_id, device)
+            except torch.OutOfMemoryError:
+                if len(items) == 1:
+                    raise
+                half = len(items) // 2
+                left[:0] = [items[:half], items[half:]]
+                continue
+            if predicted is not None and guesses is not None:
+                predicted[:, items] = guesses
     return ItemLosses(sums, tokens, predicted)
+
+
+def _one_pass(
+    who: Answerer, rows: Sequence[Row], members: int, pad_id: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(summed losses ``[K, rows]``, the classes with the largest logit, for classification) of one forward pass."""
+    batch = make_batch([rows] * members, pad_id).to(device)
+    logits = who.logits(batch) if rows[0].label_id is not None else None
+    losses = (who.losses(batch) if logits is None else token_losses(logits, batch)).double()
+    per_item = torch.zeros(members, len(rows), dtype=torch.float64, device=device)
+    sums = per_item.scatter_add_(1, batch.row, losses).cpu().numpy()
+    return sums, None if logits is None else logits.argmax(-1).view(members, -1).cpu().numpy()
 
 
 def final_losses(who: Answerer, rows: Sequence[Row], pad_id: int, device: torch.device) -> ItemLosses:

@@ -135,6 +135,10 @@ class Fit:
 
     def step(self, step: int, batches: Sequence[CohortBatch]) -> None:
         """Forward, backward and update of optimizer step ``step``; nothing is read back to the host."""
+        with self.graphs.side():
+            self._step(step, batches)
+
+    def _step(self, step: int, batches: Sequence[CohortBatch]) -> None:
         self.cohort.begin_step(step)
         self.optimizer.begin(step)
         self.tokens[step] = torch.stack([batch.tokens for batch in batches]).sum(0)

@@ -6,7 +6,8 @@ Nothing is run twice and no step is lost. A step that cannot be captured goes on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,11 +26,20 @@ class Graphs:
         self._seen: set[Hashable] = set()
         self._inputs: dict[Hashable, torch.Tensor] = {}
         self._pool: Any = None
-        if self.on and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
-            # The default stream cannot be captured: all that follows runs on another.
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream(device))
-            torch.cuda.set_stream(stream)
+        # The default stream cannot be captured. Other threads (Transformers' loaders) use it, so it stays the current one elsewhere.
+        self.stream: Any = torch.cuda.Stream(device) if self.on else None  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def side(self) -> Iterator[None]:
+        """Within the block work runs on the stream that captures, after what came before and before what comes after."""
+        if self.stream is None:
+            yield
+            return
+        outer = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(outer)
+        with torch.cuda.stream(self.stream):
+            yield
+        outer.wait_stream(self.stream)
 
     def placed(self, key: Hashable, values: torch.Tensor, device: torch.device) -> torch.Tensor:
         """``values`` (pinned) on the device, where the piece called ``key`` reads them at every run."""
