@@ -46,7 +46,7 @@ def crossover(path: Path, rows: Rows, device: str) -> Path:
 
 
 def steps(path: Path, shapes: Sequence[Mapping[str, Any]], device: str) -> Path:
-    """Milliseconds a run and step of every arm, a panel a shape; whiskers from p10 to p90."""
+    """Milliseconds a run and step of every arm, a panel a shape, with both peaks (allocated / reserved); whiskers from p10 to p90."""
     plt = _plt()
     tallest = max(len(shape["rows"]) for shape in shapes)
     size = (6 * len(shapes) + 1, 0.32 * tallest + 1.2)
@@ -59,15 +59,29 @@ def steps(path: Path, shapes: Sequence[Mapping[str, Any]], device: str) -> Path:
         colours = [_OURS if row["arm"].startswith("ours") else _THEIRS for row in rows]
         places = list(range(len(rows)))
         axis.barh(places, values, color=colours, xerr=[low, high], error_kw={"elinewidth": 0.8})
-        names = [row["arm"] + (" runs" if row["members"] > 1 else "") for row in rows]
+        names = [_named(row) for row in rows]
         axis.set_yticks(places, names, fontsize=7)
         axis.invert_yaxis()
         axis.set_xlabel("ms a run and step", fontsize=8)
         axis.set_title(shape["shape"], fontsize=9)
-        for place, value in zip(places, values, strict=True):
-            axis.text(value, place, f" {value:.1f}", va="center", fontsize=6)
+        for place, value, row in zip(places, values, rows, strict=True):
+            axis.text(value, place, f" {value:.1f}{_peaks(row)}", va="center", fontsize=6)
+        axis.set_xlim(right=1.35 * max(values))
     figure.suptitle(f"GPT-2 medium, r = 8 on c_attn, {device}", fontsize=10)
     return _save(plt, figure, path)
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """The arm with its storage, once."""
+    stored = "" if row["storage"] in row["arm"] else f" ({row['storage']})"
+    return row["arm"] + (" runs" if row["members"] > 1 else "") + stored
+
+
+def _peaks(row: Mapping[str, Any]) -> str:
+    """Both peaks, where they were measured."""
+    if row["peak_allocated_bytes"] is None:
+        return ""
+    return f"  ({row['peak_allocated_bytes'] / 2**30:.1f} / {row['peak_reserved_bytes'] / 2**30:.1f} GiB)"
 
 
 def _save(plt: Any, figure: Any, path: Path) -> Path:

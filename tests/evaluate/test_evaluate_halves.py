@@ -19,10 +19,10 @@ class Small(Untrained):
 
     most = 100
 
-    def logits(self, batch: CohortBatch) -> torch.Tensor:
+    def losses(self, batch: CohortBatch) -> torch.Tensor:
         if len(batch.input_ids) > self.most:
             raise torch.OutOfMemoryError("no room")
-        return super().logits(batch)
+        return super().losses(batch)
 
 
 def test_halves_give_the_same_losses() -> None:

@@ -53,11 +53,12 @@ def batch_of(settings: Settings, size: int) -> Change:
     return change
 
 
-def judge(settings: Settings, budget: Budget, needs: Needs) -> dict[str, Any]:
+def judge(settings: Settings, budget: Budget, needs: Needs, *, grow: bool = True) -> dict[str, Any]:
     """``{budget_bytes, budget_source, fits, needs_bytes, largest_batch, largest_rank, change, change_needs_bytes}``.
 
     ``largest_batch`` and ``largest_rank``: with everything else as it is, null where even the smallest does not fit. ``change``: the
-    smallest single change that would make a cell fit which does not; null where none would, or none is needed.
+    smallest single change that would make a cell fit which does not; null where none would, or none is needed. Without ``grow`` the
+    largest are not looked for, which takes several forecasts each, and null.
     """
     here = needs({})
     record: dict[str, Any] = {"budget_bytes": budget.bytes, "budget_source": budget.source}
@@ -71,9 +72,11 @@ def judge(settings: Settings, budget: Budget, needs: Needs) -> dict[str, Any]:
     return record | {
         "fits": fits,
         "needs_bytes": here,
-        "largest_batch": largest(settings.batch_size, budget.bytes, lambda n: needs(batch_of(settings, n))),
+        "largest_batch": None
+        if not grow
+        else largest(settings.batch_size, budget.bytes, lambda n: needs(batch_of(settings, n))),
         "largest_rank": None
-        if most is None
+        if most is None or not grow
         else largest(settings.rank, budget.bytes, lambda n: needs({"adapter.rank": n}), most),
         "change": change,
         "change_needs_bytes": then,

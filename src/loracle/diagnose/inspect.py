@@ -222,7 +222,7 @@ class Inspection:
             "phases": predicted.phases,
             "managed_bytes": predicted.managed_bytes,
             "geometry": vars(training_geometry(cell, setting.train)),
-            "fit": self.predictions.fit(cell, setting, self.budget) if self.budget else None,
+            "fit": self.predictions.fit(cell, setting, self.budget, grow=not self.weights) if self.budget else None,
             "effective_bits": bits / weights if weights else None,
             "compute_dtype": pick_compute_dtype(cell.compute_dtype, cell.default_precision, self.device),
             "storage": pick_storage(cell),

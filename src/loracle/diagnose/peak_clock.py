@@ -128,9 +128,9 @@ def measured_components(clock: PeakClock, loaded: LoadedBase, fit: Fit) -> dict[
     found["adapters"] = ends["attach"] - ends["load"] - int(found["gradients"] or 0)
     found["optimizer"] = ends["optimizer"] - ends["attach"]
     before = ends.get("idle", ends["optimizer"])
-    found["saved_activations"] = ends["forward"] - before - clock.kept.get("logits_and_loss", 0)
-    if clock.peak(tuple(clock.phases))[0] == "backward":  # one checkpointed layer is there in full
-        found["saved_activations"] += clock.recomputed
+    saved = ends["forward"] - before - clock.kept.get("logits_and_loss", 0)
+    in_full = clock.peak(tuple(clock.phases))[0] == "backward"  # one checkpointed layer is there in full
+    found["saved_activations"] = saved + (clock.recomputed if in_full else 0)
     return found
 
 

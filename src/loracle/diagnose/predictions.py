@@ -58,8 +58,8 @@ class Predictions:
             self._known[key] = forecast(plan)
         return self._known[key]
 
-    def fit(self, cell: Cell, setting: Setting, budget: Budget) -> dict[str, Any]:
-        """The cell's ``fit`` in the inspect record: one run alone, in quantized storage."""
+    def fit(self, cell: Cell, setting: Setting, budget: Budget, *, grow: bool = True) -> dict[str, Any]:
+        """The cell's ``fit`` in the inspect record: one run alone, in quantized storage; with ``grow`` how far it could grow."""
 
         def needs(change: Change) -> int | None:
             if not change:
@@ -70,7 +70,7 @@ class Predictions:
                 return None
             return self.of(other, setting).needs_bytes
 
-        return fitting.judge(_settings(cell, setting), budget, needs)
+        return fitting.judge(_settings(cell, setting), budget, needs, grow=grow)
 
     def group(self, cells: Sequence[Cell], settings: Sequence[Setting], budget: Budget, runs: int) -> dict[str, Any]:
         """A group's ``sizing`` in the inspect record: as many of its ``runs`` as fit side by side in the storage that they train in,
