@@ -151,8 +151,6 @@ def train(case: Case, loaded: LoadedBase) -> tuple[PeakClock, dict[str, int | No
     else:
         model.gradient_checkpointing_disable()
     clock = PeakClock(loaded.device)
-    if case.checkpointing:
-        clock.watch_recomputation(model)
     clock.enter("attach")
     member = member_of("ledger", cell, loaded.linears, model.config, 0)
     cohort = attach(model, [member] * case.members, torch.float32, loaded.device)
@@ -164,8 +162,8 @@ def train(case: Case, loaded: LoadedBase) -> tuple[PeakClock, dict[str, int | No
             fit = Fit(cohort, rows, [cell.train] * case.members, [0] * case.members, settings_)
             for step in range(STEPS):
                 fit.step(step, fit.batches(step))
-            torch.cuda.synchronize()
             clock.enter("done")
+            clock.measure_a_layer(fit)
         return clock, measured_components(clock, loaded, fit)
     finally:
         detach(model, cohort)

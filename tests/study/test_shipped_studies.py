@@ -5,6 +5,7 @@ The bases' folders have the published shapes and no weights; the built-in base's
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -245,8 +246,9 @@ class InProcess:
     kill = terminate
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plan_of(bases: Path, shelf: Path) -> Callable[..., dict[str, Any]]:
+    @functools.cache
     def make(name: str, *overrides: str) -> dict[str, Any]:
         written = load_study(shelf / f"{name}.yaml", overrides)
         where = {model: str(bases / model.split("/")[-1]) for model in hub_bases(written)}

@@ -39,6 +39,14 @@ FULL |= {
 }
 
 
+_active: list[AutocastShapes] = []
+
+
+def lowered(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Arguments of a product of matrices that is no call of torch's, as the innermost block would cast them."""
+    return tuple(_active[-1].cast(tensors, _active[-1].dtype)) if _active else tensors
+
+
 class AutocastShapes(TorchFunctionMode):
     """Within the block tensors on the meta device are cast as under ``torch.autocast("cuda", dtype)``."""
 
@@ -50,22 +58,28 @@ class AutocastShapes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in LOWER:
-            args, kwargs = self._cast(args, self.dtype), self._cast(kwargs, self.dtype)
+            args, kwargs = self.cast(args, self.dtype), self.cast(kwargs, self.dtype)
         elif func in FULL:
-            args, kwargs = self._cast(args, torch.float32), self._cast(kwargs, torch.float32)
+            args, kwargs = self.cast(args, torch.float32), self.cast(kwargs, torch.float32)
         return func(*args, **kwargs)
+
+    def __enter__(self) -> AutocastShapes:
+        _active.append(self)
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         self._kept.clear()
+        _active.remove(self)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+    def cast(self, value: Any, dtype: torch.dtype) -> Any:
+        """The tensors in ``value``, a tensor, tuple, list or mapping, in ``dtype`` where autocast would cast them."""
         if isinstance(value, torch.Tensor):
             return self._cast_one(value, dtype)
         if isinstance(value, (tuple, list)):
-            return type(value)(self._cast(item, dtype) for item in value) if type(value) in (tuple, list) else value
+            return type(value)(self.cast(item, dtype) for item in value) if type(value) in (tuple, list) else value
         if isinstance(value, dict):
-            return {name: self._cast(item, dtype) for name, item in value.items()}
+            return {name: self.cast(item, dtype) for name, item in value.items()}
         return value
 
     def _cast_one(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _KEEP_SHAPE = {"add_", "addcdiv_", "addcmul_", "addmm_", "baddbmm_", "clamp_", "copy_", "div_", "fill_", "lerp_"}
-_KEEP_SHAPE |= {"masked_fill_", "mul_", "sqrt_", "sub_", "zero_"}
+_KEEP_SHAPE |= {"bitwise_and_", "bitwise_or_", "bitwise_xor_", "masked_fill_", "mul_", "sqrt_", "sub_", "zero_"}
 MOST = 100_000
 Template = tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None
 

@@ -5,15 +5,14 @@ Reading the counters needs no synchronisation: the allocator keeps them on the h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from loracle.diagnose.components import base_bytes, rewrap_checkpoints
+from loracle.diagnose.components import base_bytes
 from loracle.models.ledger import COMPONENTS
 from loracle.models.load import LoadedBase
 from loracle.train.fit import Fit
@@ -40,7 +39,7 @@ class PeakClock:
     phase: str = "load"
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
-    recomputed: int = 0  # the most that a checkpointed layer keeps when it is computed again
+    recomputed: int = 0  # what one checkpointed layer keeps beyond its input when it is computed again
     reserved: int = 0
     _within: bool = False  # a label: the outermost counts
 
@@ -79,25 +78,21 @@ class PeakClock:
                 grown = torch.cuda.memory_allocated(self.device) - before
                 self.kept[component] = self.kept.get(component, 0) + grown
 
-    def watch_recomputation(self, model: nn.Module) -> None:
-        """Measure what ``model``'s checkpointed layers leave when they run again in a backward pass."""
-
-        def watching(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-            def watched(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-                def again(*args: Any, **kwargs: Any) -> Any:
-                    before = torch.cuda.memory_allocated(self.device)
-                    try:
-                        return function(*args, **kwargs)
-                    finally:  # torch stops it by an exception as soon as it has what it needs
-                        if torch._C._current_graph_task_id() != -1:
-                            grown = torch.cuda.memory_allocated(self.device) - before
-                            self.recomputed = max(self.recomputed, grown)
-
-                return checkpoint(again, *args, **kwargs)
-
-            return watched
-
-        rewrap_checkpoints(model, watching)
+    def measure_a_layer(self, fit: Fit) -> None:
+        """``recomputed`` of a checkpointed model, by one more step of ``fit`` in which its first layer keeps what it saves. What else
+        the clock shows stays as it was."""
+        layers = [m for m in fit.cohort.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not any(layer.gradient_checkpointing for layer in layers):
+            return
+        shown = dict(self.phases)
+        captured, fit.graphs.on = fit.graphs.on, False
+        layers[0].gradient_checkpointing = False
+        try:
+            fit.step(0, fit.batches(0))
+        finally:
+            layers[0].gradient_checkpointing, fit.graphs.on = True, captured
+        self.recomputed = self.phases["forward"]["end_bytes"] - shown["forward"]["end_bytes"]
+        self.phases = shown
 
     def peak(self, phases: tuple[str, ...]) -> tuple[str, int]:
         """(phase, bytes) of the highest peak among ``phases``."""
@@ -120,8 +115,8 @@ def measured_components(clock: PeakClock, loaded: LoadedBase, fit: Fit) -> dict[
     """Component → bytes at the peak of a step; null for what no counter can tell apart.
 
     Weights and constants: the tensors that are there. Adapters and optimizer: what their phases added. Saved activations: what is
-    allocated after a forward pass and was not before, without what it holds for logits and loss; under checkpointing also the most
-    that one layer keeps when it is computed again.
+    allocated after a forward pass and was not before, without what it holds for logits and loss; under checkpointing also what
+    one layer keeps when it is computed again.
     """
     found = lasting_components(loaded, fit)
     ends = {phase: entry["end_bytes"] for phase, entry in clock.phases.items()}

@@ -46,13 +46,13 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
         reached("attach")
         if cell.train.gradient_checkpointing:
             checkpoint_activations(loaded.model)
-            if clock:
-                clock.watch_recomputation(loaded.model)
         who = trainee(cell, loaded, len(data.labels))
         reached("optimizer")
         steps, warm_up = int(job.get("steps", 10)), int(job.get("warmup", 3))
         fit = Fit(who, data.train, [cell.train], [0], _settings(cell, steps + warm_up, pad_token_id(tokenizer)))
         times, tokens, geometry = _timed(fit, steps, warm_up, device, say)
+        if clock:
+            clock.measure_a_layer(fit)
         reached("evaluation")
         if clock:
             first = evaluation_rows(data.eval, 1)

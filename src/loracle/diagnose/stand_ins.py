@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from loracle.diagnose.autocast_shapes import lowered
 from loracle.models.memory_labels import counted_as
 
 CUBLAS_WORKSPACE = 32 << 20
@@ -44,6 +45,7 @@ def device_attention() -> Iterator[None]:
     original = nn.functional.scaled_dot_product_attention
 
     def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        query, key, value = lowered((query, key, value))
         mask = args[0] if args else kwargs.get("attn_mask")
         flash = mask is None and query.dtype != torch.float32
         if query.device.type == "meta" and (flash or query.shape[1] == key.shape[1]):

@@ -175,6 +175,11 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # -- the mode -----------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch wraps the handler below for its compiler, which is not at work here; that costs a tenth of a forecast."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _READS and args[0].device.type == "meta":
