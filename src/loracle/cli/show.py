@@ -90,7 +90,7 @@ def _cohorts(plan: Mapping[str, Any]) -> str:
         ]
         for c in plan["cohorts"]
     ]
-    return table(["cohort", "runs", *(["peak (predicted)"] if needs else []), "threads", "steps", "time"], rows)
+    return table(["cohort", "runs", *(["needs (predicted)"] if needs else []), "threads", "steps", "time"], rows)
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -21,6 +21,10 @@ from loracle.store.provenance import ENGINE
 PRECISION_KEYS = ("precision", "double_quant", "block_size", "storage")
 REFERENCE_ORDER = ("bf16", "fp16", "fp32")
 LABEL_LIMIT = 80
+PREDICTED = (
+    "trainable_params", "total_params", "predicted_bytes", "predicted_reason", "ledger", "phases", "managed_bytes", "fit",
+    "effective_bits",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,18 +122,7 @@ def described(planned: PlannedCell, record: Mapping[str, Any]) -> dict[str, Any]
         "method": config["adapter"]["method"],
         "rank": config["adapter"]["rank"],
         "targets": config["adapter"]["targets"],
-        **{
-            k: facts.get(k)
-            for k in (
-                "trainable_params",
-                "total_params",
-                "predicted_bytes",
-                "ledger",
-                "phases",
-                "fit",
-                "effective_bits",
-            )
-        },
+        **{key: facts.get(key) for key in PREDICTED},
         "data": facts.get("data"),
         "sha256": hash_,
     }
