@@ -105,20 +105,27 @@ class CohortState:
 class CohortLoRA(nn.Module):
     """A frozen linear layer of any kind with the adapters of all members that target it, one slot for each site."""
 
-    def __init__(self, base: nn.Module, name: str, state: CohortState, dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: nn.Module, name: str, state: CohortState, dtype: torch.dtype, compute: torch.dtype
+    ) -> None:
         super().__init__()
         self.base = base
         self.name = name
         self.state = state
-        self.dtype = dtype
+        self.dtype, self.compute = dtype, compute  # of the parameters, and of their products
         self.sites: list[Site] = []
         self.A = nn.ParameterList()  # each [K, r_max, d_in]
         self.B = nn.ParameterList()  # each [K, width, r_max]
         self.scales: list[torch.Tensor] = []  # each [K, 1, 1]
         self.factors: list[Scale] = []  # the same to compute with: one number where all members have it
         self.ranks: list[list[int]] = []  # each [K]; 0: the member has nothing here
-        self.low: list[torch.Tensor] = []  # 16-bit copies of A and B by turns, where they are computed with
+        self.low: list[torch.Tensor] = []  # copies of A and B by turns to compute with, where they are kept
         self.key = layer_key(name)
+
+    @property
+    def quick(self) -> bool:
+        """Whether kernels of ours compute here: adapters in 16 bits over float32 parameters."""
+        return self.compute != self.dtype
 
     def add(
         self,
@@ -134,7 +141,7 @@ class CohortLoRA(nn.Module):
         first = float(scale[0])
         alike = bool((scale == first).all())
         scale = scale.to(a.device)
-        self.factors.append(first if low and alike else scale)
+        self.factors.append(first if self.quick and alike else scale)
         self.sites.append(site)
         self.A.append(a)
         self.B.append(b)
@@ -154,8 +161,8 @@ class CohortLoRA(nn.Module):
             y = self._by_autograd(inputs, rows)
         else:
             weights = [w for pair in zip(self.A, self.B, strict=True) for w in pair]
-            low = self.low or None
-            y = AdaptedLinear.apply(inputs, rows, self.base, dx_of, self.sites, self.factors, low, *weights)  # type: ignore[no-untyped-call]
+            how = (self.sites, self.factors, self.compute, self.low or None)
+            y = AdaptedLinear.apply(inputs, rows, self.base, dx_of, *how, *weights)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _by_autograd(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
@@ -185,7 +192,7 @@ class CohortLoRA(nn.Module):
         codes = state.codes
         if codes is None:
             codes = token_codes(x.shape[0] // state.size, x.shape[1], state.first_row, x.device)
-        if self.low:
+        if self.quick:
             return Drop.apply(inputs, keys, codes, state.threshold, state.factor)  # type: ignore[no-untyped-call]
         return inputs * keep_mask(keys, state.dropout, codes, x.shape[-1]).to(x.dtype)
 
@@ -314,30 +321,34 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
     flat = FlatParameters(len(members), shapes, dtype, device, members[0].head)
     layers: dict[str, CohortLoRA] = {}
     compute = _compute_dtype(model)
-    low = can_quicken(device, compute) and dtype == torch.float32
+    quick = can_quicken(device, compute) and dtype == torch.float32
+    keeps = quick and not getattr(model, "is_gradient_checkpointing", False)  # memory is short: no second copy
     own_dropout = drops(model)
-    if low:
+    if keeps:
         flat.keep_low(compute)
+    if quick:
         quicken(model, compute, attention=not own_dropout)
     with torch.no_grad():
         for slot, (site, (a, b)) in enumerate(zip(slots, flat.pairs, strict=True)):
             layer = layers.get(site.module)
             if layer is None:
-                layer = layers[site.module] = CohortLoRA(model.get_submodule(site.module), site.module, state, dtype)
+                layer = layers[site.module] = CohortLoRA(
+                    model.get_submodule(site.module), site.module, state, dtype, compute if quick else dtype
+                )
                 set_submodule(model, site.module, layer)
-            scale = torch.zeros(len(members), 1, 1, dtype=compute if low else dtype)
+            scale = torch.zeros(len(members), 1, 1, dtype=compute if quick else dtype)
             for k, member in enumerate(members):
                 if site in member.sites and device.type != "meta":  # there are no values to set
                     a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)
                     scale[k] = member.scale
             ranks_here = [m.rank if site in m.sites else 0 for m in members]
-            layer.add(site, a, b, scale, ranks_here, flat.low_pairs[slot] if low else ())
+            layer.add(site, a, b, scale, ranks_here, flat.low_pairs[slot] if keeps else ())
         for k, member in enumerate(members):
             if flat.head is not None and member.head is not None and device.type != "meta":
                 flat.head[k] = initial_head(model, member.head, member.init_seed).to(device=device, dtype=dtype)
     flat.refresh()
     captures = device.type == "cuda" and not own_dropout
-    return Cohort(model, members, layers, flat, state, captures, low and attends_by_flash(model))
+    return Cohort(model, members, layers, flat, state, captures, quick and attends_by_flash(model))
 
 
 def _compute_dtype(model: nn.Module) -> torch.dtype:

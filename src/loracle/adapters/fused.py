@@ -36,10 +36,11 @@ def input_gradient(base: nn.Module) -> Backward | None:
 
 
 class AdaptedLinear(torch.autograd.Function):
-    """``apply(x, rows, base, dx_of, sites, scales, low, A₀, B₀, A₁, B₁, …)`` → ``y [K, n, d_out]``.
+    """``apply(x, rows, base, dx_of, sites, scales, compute, low, A₀, B₀, A₁, B₁, …)`` → ``y [K, n, d_out]``.
 
-    ``x: [K, n, d_in]``; ``rows``: what the adapters see, ``x`` after dropout, or None where that is ``x`` itself; ``low``: 16-bit
-    copies of A₀, B₀, … to compute with, or None. Gradients come in the dtype of A and B either way, from float32 sums.
+    ``x: [K, n, d_in]``; ``rows``: what the adapters see, ``x`` after dropout, or None where that is ``x`` itself; ``compute``: the
+    dtype of the adapters' products; ``low``: copies of A₀, B₀, … in it, or None: then they are made when they are wanted.
+    Gradients come in the dtype of A and B either way, from float32 sums.
     """
 
     @staticmethod
@@ -51,16 +52,18 @@ class AdaptedLinear(torch.autograd.Function):
         dx_of: Backward,
         sites: list[Site],
         scales: list[Scale],
+        compute: torch.dtype,
         low: Sequence[torch.Tensor] | None,
         *weights: torch.Tensor,
     ) -> torch.Tensor:
         y: torch.Tensor = base(x)
         used = weights if low is None else low
-        seen = (x if rows is None else rows).to(used[0].dtype)
+        seen = (x if rows is None else rows).to(compute)
         hidden = []
         for i, (site, scale) in enumerate(zip(sites, scales, strict=True)):
-            h = scaled_product(seen, used[2 * i].transpose(1, 2), scale)
-            add_product(split_rows(y, site.rows), h, used[2 * i + 1].transpose(1, 2))
+            a, b = (used[j].to(compute) for j in (2 * i, 2 * i + 1))
+            h = scaled_product(seen, a.transpose(1, 2), scale)
+            add_product(split_rows(y, site.rows), h, b.transpose(1, 2))
             hidden.append(h)
         ctx.dx_of, ctx.sites, ctx.scales, ctx.same, ctx.dtype = dx_of, sites, scales, rows is None, x.dtype
         ctx.low, ctx.into = low, weights[0].dtype
@@ -75,7 +78,7 @@ class AdaptedLinear(torch.autograd.Function):
         into = dx if ctx.same else (torch.zeros_like(seen) if ctx.needs_input_grad[1] else None)
         gradients: list[torch.Tensor] = []
         for i, (site, scale, h) in enumerate(zip(ctx.sites, ctx.scales, hidden, strict=True)):
-            a, b = weights[2 * i], weights[2 * i + 1]
+            a, b = (weights[j].to(seen.dtype) for j in (2 * i, 2 * i + 1))
             g = split_rows(dy, site.rows).to(a.dtype)
             g = g.flatten(-2) if site.period else g
             dh = scaled_product(g, b, scale)
@@ -83,7 +86,7 @@ class AdaptedLinear(torch.autograd.Function):
             if into is not None:
                 add_product(into, dh, a)
         d_rows = None if ctx.same or into is None else into.to(ctx.dtype)
-        return dx, d_rows, None, None, None, None, None, *gradients
+        return dx, d_rows, None, None, None, None, None, None, *gradients
 
 
 def _summed(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

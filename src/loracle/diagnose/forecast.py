@@ -123,8 +123,10 @@ def _replay(plan: Plan, tracker: MemoryTracker) -> None:
     with tracker, device_attention(), watched_by(tracker):
         _count_base(tracker, loaded)
         tracker.enter("attach")
+        if cell.train.gradient_checkpointing:
+            checkpoint_activations(loaded.model)
         who = _trainee(plan, loaded)
-        _checkpoint(tracker, cell, loaded, who)
+        _watch_checkpoints(tracker, loaded, who)
         tracker.adopt(who.flat.grad, "gradients")
         tracker.name_phase("attach", "adapters")
         tracker.enter("optimizer")
@@ -164,10 +166,7 @@ def _trainee(plan: Plan, loaded: LoadedBase) -> Trainee:
     return who
 
 
-def _checkpoint(tracker: MemoryTracker, cell: Cell, loaded: LoadedBase, who: Trainee) -> None:
-    if not cell.train.gradient_checkpointing:
-        return
-    checkpoint_activations(loaded.model)
+def _watch_checkpoints(tracker: MemoryTracker, loaded: LoadedBase, who: Trainee) -> None:
     within = getattr(who, "autocast", nullcontext)
     rewrap_checkpoints(loaded.model, lambda checkpoint: tracker.watching_recomputation(checkpoint, within))
 

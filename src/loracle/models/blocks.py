@@ -15,7 +15,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loracle.models.attention import flash
-from loracle.models.frozen import AddNorm, GatedProduct, Rotary
+from loracle.models.frozen import AddNorm, GatedProduct, Rotary, gated_product, made_again
 
 
 def add_norm(x: torch.Tensor, delta: torch.Tensor | None, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,8 +31,12 @@ def norm_alone(norm: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def gated_mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
-    """down(silu(gate(x)) · up(x))."""
-    return mlp.down_proj(GatedProduct.apply(mlp.gate_proj(x), mlp.up_proj(x)))  # type: ignore[no-untyped-call]
+    """down(silu(gate(x)) · up(x)). The product is made again for the backward pass of an adapter that wants it."""
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    product = GatedProduct.apply(gate, up)  # type: ignore[no-untyped-call]
+    gate, up = gate.detach(), up.detach()
+    with made_again(product, lambda: gated_product(gate, up)):
+        return mlp.down_proj(product)
 
 
 def checkpointing(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

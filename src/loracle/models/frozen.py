@@ -5,6 +5,8 @@ On the meta device they allocate what the kernels allocate and compute nothing, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,28 +86,59 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, back: bool) 
 
 
 class GatedProduct(torch.autograd.Function):
-    """``apply(gate, up)``, both ``[.., d]`` → silu(gate) · up (SwiGLU, Shazeer 2020); keeps its two inputs."""
+    """``apply(gate, up)``, both ``[.., d]`` → silu(gate) · up (SwiGLU, Shazeer 2020); keeps its two inputs.
+
+    The gradient of ``up`` is written over that of the product, which must have no other reader."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         gate, up = gate.contiguous(), up.contiguous()
-        out = torch.empty_like(gate)
-        if not gate.is_meta:
-            from loracle.models.kernels.gated import forward
-
-            forward(gate, up, out)
         ctx.save_for_backward(gate, up)
-        return out
+        return gated_product(gate, up)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         gate, up = ctx.saved_tensors
-        dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+        dgate, dup = torch.empty_like(gate), dy.contiguous()  # in place: nothing but this reads the product's gradient
         if not gate.is_meta:
             from loracle.models.kernels.gated import backward
 
-            backward(dy.contiguous(), gate, up, dgate, dup)
+            backward(dup, gate, up, dgate, dup)
         return dgate, dup
+
+
+def gated_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) · up, without a gradient."""
+    out = torch.empty_like(gate)
+    if not gate.is_meta:
+        from loracle.models.kernels.gated import forward
+
+        forward(gate, up, out)
+    return out
+
+
+@contextmanager
+def made_again(tensor: torch.Tensor, make: Callable[[], torch.Tensor]) -> Iterator[None]:
+    """Within the block autograd does not keep ``tensor`` where it would save it, but calls ``make`` when it is wanted again.
+
+    Under gradient checkpointing, which has hooks of its own on what is saved, nothing changes.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        yield
+        return
+    place, count = (
+        tensor.untyped_storage()._cdata,
+        tensor.numel(),
+    )  # the hooks outlive the block: they must not hold the tensor
+
+    def pack(saved: torch.Tensor) -> Any:
+        return saved.shape if saved.untyped_storage()._cdata == place and saved.numel() == count else saved
+
+    def unpack(kept: Any) -> torch.Tensor:
+        return kept if isinstance(kept, torch.Tensor) else make().view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 class FourBitProduct(torch.autograd.Function):

@@ -6,6 +6,7 @@ Nothing is run twice and no step is lost. A step that cannot be captured goes on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,12 @@ import torch
 
 from loracle.base.errors import one_line
 from loracle.base.log import logger
+
+
+@functools.cache
+def side_stream(device: torch.device) -> Any:
+    """One stream for all captures of this process: cuBLAS keeps a workspace (32 MiB on Hopper) for every stream that it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Graphs:
@@ -27,7 +34,7 @@ class Graphs:
         self._inputs: dict[Hashable, torch.Tensor] = {}
         self._pool: Any = None
         # The default stream cannot be captured. Other threads (Transformers' loaders) use it, so it stays the current one elsewhere.
-        self.stream: Any = torch.cuda.Stream(device) if self.on else None  # type: ignore[no-untyped-call]
+        self.stream: Any = side_stream(device) if self.on else None
 
     @contextmanager
     def side(self) -> Iterator[None]:
