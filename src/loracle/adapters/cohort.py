@@ -27,7 +27,7 @@ from loracle.models.attention import attends_by_flash
 from loracle.models.dropout import drops
 from loracle.models.fast import can_quicken, quicken
 from loracle.models.linears import Linear
-from loracle.models.precision import set_submodule
+from loracle.models.precision import has_int8, set_submodule
 from loracle.spec.study import Cell
 
 
@@ -347,7 +347,9 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
             if flat.head is not None and member.head is not None and device.type != "meta":
                 flat.head[k] = initial_head(model, member.head, member.init_seed).to(device=device, dtype=dtype)
     flat.refresh()
-    captures = device.type == "cuda" and not own_dropout
+    captures = (
+        device.type == "cuda" and not own_dropout and not has_int8(model)
+    )  # LLM.int8() asks the host for outliers
     return Cohort(model, members, layers, flat, state, captures, quick and attends_by_flash(model))
 
 

@@ -190,6 +190,11 @@ def is_4bit(module: nn.Module) -> bool:
     return getattr(getattr(module, "weight", None), "quant_state", None) is not None
 
 
+def has_int8(model: nn.Module) -> bool:
+    """Whether some linear is bitsandbytes' 8-bit one."""
+    return any(getattr(getattr(module, "weight", None), "dtype", None) == torch.int8 for module in model.modules())
+
+
 def keep_packing(model: nn.Module) -> None:
     """Keep 4-bit weights as they are in evaluation mode too, also on a CPU with AVX512-BF16.
 

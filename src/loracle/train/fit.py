@@ -135,11 +135,20 @@ class Fit:
 
     def step(self, step: int, batches: Sequence[CohortBatch]) -> None:
         """Forward, backward and update of optimizer step ``step``; nothing is read back to the host."""
-        with self.graphs.side():
-            self._step(step, batches)
-
-    def _step(self, step: int, batches: Sequence[CohortBatch]) -> None:
         self.cohort.begin_step(step)
+        with self.graphs.side():
+            self._gradients(step, batches)
+            if self.optimizer.captures:
+                self.graphs.run("update", self._update)
+        if (
+            not self.optimizer.captures
+        ):  # bitsandbytes launches its optimizers on the default stream, whatever the current one
+            self._update()
+        self.cohort.end_step(step)
+        reached("idle")
+
+    def _gradients(self, step: int, batches: Sequence[CohortBatch]) -> None:
+        """Losses and gradients of all micro-batches."""
         self.optimizer.begin(step)
         self.tokens[step] = torch.stack([batch.tokens for batch in batches]).sum(0)
         self.counts.copy_(pinned(self.tokens[step]), non_blocking=True)
@@ -149,12 +158,6 @@ class Fit:
             key = (number == 0, None if self.shapes else first_row, *batch.key)
             self.graphs.run(key, partial(self._micro, self._placed(batch, key), number == 0))
         reached("step")
-        if self.optimizer.captures:
-            self.graphs.run("update", self._update)
-        else:
-            self._update()
-        self.cohort.end_step(step)
-        reached("idle")
 
     def _placed(self, batch: CohortBatch, key: Hashable) -> Callable[[], CohortBatch]:
         """The batch on the device, read where a captured step reads it."""
@@ -244,7 +247,8 @@ class Fit:
         return int(self.tokens[: self.taken(k), k].sum())
 
     def finish(self) -> None:
-        """Put the adapters that count in place: the best ones where that was asked for."""
+        """Put the adapters that count in place, the best ones where that was asked for; captured steps are done with."""
+        self.graphs.release()
         if self.best_data is not None:
             self.cohort.flat.data.copy_(self.best_data)
 

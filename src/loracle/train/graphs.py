@@ -48,6 +48,14 @@ class Graphs:
             yield
         outer.wait_stream(self.stream)
 
+    def release(self) -> None:
+        """Give the memory of all captures back."""
+        self.captured.clear()
+        self._inputs.clear()
+        self._pool = None
+        if self.stream is not None:
+            torch.cuda.empty_cache()
+
     def placed(self, key: Hashable, values: torch.Tensor, device: torch.device) -> torch.Tensor:
         """``values`` (pinned) on the device, where the piece called ``key`` reads them at every run."""
         here = self._inputs.get(key)
