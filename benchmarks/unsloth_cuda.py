@@ -10,6 +10,7 @@ Peaks are per process; unsloth's are less what its other models take.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -79,7 +80,8 @@ class Unsloth:
     def close(self) -> None:
         """End it."""
         if self.process.stdin:
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it may have ended by itself
+                self.process.stdin.close()
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ from gpu.shapes import build
 from gpu.timing import Arm, clear
 from loracle.adapters.batch import CohortBatch
 from loracle.adapters.cohort import Cohort, attach, detach, member_of
-from loracle.models.load import LoadedBase, prepare
+from loracle.models.load import LoadedBase, checkpoint_activations, prepare
 from loracle.models.source import Source
 from loracle.spec.study import Adapter, Cell, Task, Train
 from loracle.tasks.rows import Row
@@ -109,7 +109,7 @@ def start(
 ) -> OurRun:
     """Attach a cohort and make ``prepared`` batches ahead (all arms of a benchmark get ready-made batches on the host)."""
     if cell.train.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(loaded.model)
     seeds = list(seeds or range(members))
     who = [member_of(f"m{k}", cell, loaded.linears, loaded.model.config, 0, seed, seed) for k, seed in enumerate(seeds)]
     cohort = attach(loaded.model, who, torch.float32, loaded.device)

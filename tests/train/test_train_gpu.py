@@ -137,3 +137,11 @@ def test_a_member_does_not_feel_its_cohort() -> None:
     """Invariant 1 on a GPU, bf16: as near as other shapes of the same products come."""
     together, alone = trained("llama", steps=8), trained("llama", steps=8, members=1)
     assert float((together.losses[:, 0] - alone.losses[:, 0]).abs().max()) < 2e-2
+
+
+def test_scales_that_16_bits_cannot_hold_are_those_of_the_saved_adapter() -> None:
+    """alpha/√rank of rsLoRA, and unlike scales in one cohort."""
+    fit = trained("gpt2", steps=1, compile="off")
+    layer = next(iter(fit.cohort.layers.values()))  # type: ignore[attr-defined]
+    assert {float(scale[k]) for scale in layer.scales for k in range(3)} == {16.0 / 4, 16.0 / 8}
+    assert all(scale.dtype == torch.float32 for scale in layer.scales)

@@ -336,7 +336,7 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
                     model.get_submodule(site.module), site.module, state, dtype, compute if quick else dtype
                 )
                 set_submodule(model, site.module, layer)
-            scale = torch.zeros(len(members), 1, 1, dtype=compute if quick else dtype)
+            scale = torch.zeros(len(members), 1, 1, dtype=dtype)  # never rounded to 16 bits: the saved adapter's is not
             for k, member in enumerate(members):
                 if site in member.sites and device.type != "meta":  # there are no values to set
                     a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)

@@ -101,6 +101,8 @@ def advise(facts: dict[str, Any]) -> list[str]:
     fast = facts.get("fast_dtypes") or []
     if fast and not any("bf" in str(dtype) for dtype in fast):
         advice.append("bf16 arithmetic is slow here: bf16 weights are rounded to bf16 and computed in float32")
+    if facts.get("cuda") and facts.get("triton") is None:
+        advice.append("triton is missing: steps on this GPU take several times as long (pip install triton)")
     if facts.get("bitsandbytes") is None:
         advice.append("bitsandbytes is missing: nf4, fp4 and int8 will not work (pip install bitsandbytes)")
     if facts.get("hub") == "not reachable":

@@ -43,6 +43,7 @@ def facts() -> dict[str, Any]:
         "bitsandbytes": _version("bitsandbytes"),
         "transformers": _version("transformers"),
         "peft": _version("peft"),
+        "triton": _version("triton"),
         "matmul_ms": times,
         "fast_dtypes": sorted((n for n, t in known.items() if t <= 1.5 * fastest), key=lambda n: known[n]),
         "compute_dtype": "float32" if not gpu else ("bfloat16" if torch.cuda.is_bf16_supported() else "float16"),

@@ -17,15 +17,6 @@ from loracle.models.ledger import COMPONENTS
 from loracle.models.load import LoadedBase
 from loracle.train.fit import Fit
 
-KNOWN_BY_COUNTING = (
-    "quantized_weights",
-    "quantization_constants",
-    "other_weights",
-    "adapters",
-    "gradients",
-    "optimizer",
-)
-
 
 @dataclass
 class PeakClock:

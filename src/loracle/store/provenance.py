@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from loracle.base.version import __version__
 
 # Bump when a change may alter a run's numbers: part of every run's identity.
-ENGINE = 1
+ENGINE = 2
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers", "numpy")
 
