@@ -220,6 +220,8 @@ def test_the_measured_arms() -> None:
     assert f"{100 * (1 - again / plain):.1f}%. Comparing" in PAGE
     assert f"{(2 - BITS / 8) * SMALL['linear'] / 1e6:.0f} MB. Measured: {plain - four:.0f} MB" in PAGE
     assert f"{own:.0f} MB (loracle)" in PAGE
+    matched = measured["peft: QLoRA matched"]
+    assert f"{float(matched['p10']):.1f} to {float(matched['p90']):.1f} ms" in PAGE
 
 
 def test_the_picture_is_small_and_says_what_it_shows() -> None:
