@@ -211,3 +211,15 @@ def test_ci_script_is_sound() -> None:
         pytest.skip("no bash here")
     assert subprocess.run([bash, "-n", str(script)], check=False).returncode == 0
     assert "make test" in read(script)
+
+
+def test_the_guides_studies_are_studies() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", read(ROOT / "docs" / "guide.md"), flags=re.DOTALL)
+    studies = [parse_study(read_yaml(text, "guide.md")) for text in blocks]
+    assert [study.name for study in studies] == ["my-rows", "my-labels"]
+
+
+def test_new_pages_are_in_the_readme() -> None:
+    text = read(ROOT / "README.md")
+    for name in ("guide", "algorithm13_extension", "ethical_considerations"):
+        assert f"(docs/{name}.md)" in text
