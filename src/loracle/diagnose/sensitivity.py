@@ -21,10 +21,10 @@ from torch import nn
 from loracle.adapters.batch import CohortBatch, Row, make_batch, scored
 from loracle.adapters.forward import head_logits, scored_hidden
 from loracle.diagnose.units import Codec, Swapper, Unit, units_of
-from loracle.evaluate.loss import TOKENS_PER_PASS
 from loracle.models.linears import FAMILIES, Linear
 from loracle.models.load import LoadedBase
 
+TOKENS_PER_PASS = {"cpu": 1024, "cuda": 65536}  # on a CPU few enough to stay near its cache
 REFERENCE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # of the base's probabilities, held while a batch is worked through
 CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}  # of a unit's, held at a time
 

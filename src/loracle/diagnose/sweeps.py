@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from loracle.base.errors import StoreError
+import torch
+
+from loracle.base.errors import ModelError, StoreError, one_line
 from loracle.diagnose.sensitivity import sweep, worst_first
-from loracle.diagnose.units import Codec
-from loracle.models.load import device_name, load_base, pick_device
+from loracle.diagnose.units import UNITS, Codec
+from loracle.models.load import LoadedBase, device_name, load_base, pick_device
 from loracle.models.source import find, load_tokenizer
 from loracle.spec.study import Base, Cell, Task
 from loracle.store.files import SCHEMA, read_json, write_json
@@ -23,38 +25,59 @@ MAX_LENGTH = 512
 
 def sensitivity(folder: StudyFolder, job: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
     """Write ``diagnose/sensitivity.json`` and ``diagnose/sensitivity_sweeps.json``; sweeps that are there already stay."""
-    wanted = job["sweeps"]
+    wanted, bases = job["sweeps"], Bases(pick_device(job.get("device", "auto")))
     known = {one["inputs_sha256"]: one for one in _made(folder)}
-    done: list[dict[str, Any]] = []
     for i, asked in enumerate(wanted):
         say("sensitivity", step=i + 1, steps=len(wanted))
-        done.append(known.get(asked["inputs_sha256"]) or made(asked, job.get("device", "auto")))
-        rest = [known[w["inputs_sha256"]] for w in wanted[i + 1 :] if w["inputs_sha256"] in known]
-        _write(folder, [*done, *rest])
-    return {"status": "done", "sweeps": len(done)}
+        if asked["inputs_sha256"] not in known:
+            known[asked["inputs_sha256"]] = made(asked, bases)
+        _write(folder, [known[one["inputs_sha256"]] for one in wanted if one["inputs_sha256"] in known])
+    return {"status": "done", "sweeps": len(wanted)}
 
 
-def made(asked: dict[str, Any], device: str) -> dict[str, Any]:
-    """One sweep as the file has it: what was asked, what it was measured on, and its units, worst first within each kind of unit."""
-    started, where = time.monotonic(), pick_device(device)
-    base = Base(model=asked["model"], revision=asked["revision"])
-    source = find(base.model, base.revision)
-    tokenizer = load_tokenizer(source)
-    loaded = load_base(source, Cell(base=base, task=Task(data=TEXT), precision="bf16"), where)
-    longest = min(MAX_LENGTH, getattr(loaded.model.config, "max_position_embeddings", None) or MAX_LENGTH)
-    rows = plain_text(tokenizer, longest)
-    codec = Codec(asked["codec"], asked["double_quant"], asked["block_size"])
-    found = sweep(loaded, codec, rows, pad_token_id(tokenizer))
+class Bases:
+    """The 16-bit base that was loaded last, with its tokenizer: sweeps of one base follow one another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.last: tuple[Base, LoadedBase, Any] | None = None
+
+    def of(self, base: Base) -> tuple[LoadedBase, Any]:
+        """(loaded base, tokenizer)."""
+        if self.last is None or self.last[0] != base:
+            self.last = None  # never two in memory
+            source = find(base.model, base.revision)
+            cell = Cell(base=base, task=Task(data=TEXT), precision="bf16")
+            self.last = base, load_base(source, cell, self.device), load_tokenizer(source)
+        return self.last[1:]
+
+
+def made(asked: dict[str, Any], bases: Bases) -> dict[str, Any]:
+    """One sweep as the file has it: what was asked, what it was measured on, and its units, worst first within each kind of unit.
+
+    A base or codec that cannot be swept (a base that comes quantized has no 16-bit weights) has no units and a reason.
+    """
+    started = time.monotonic()
+    try:
+        loaded, tokenizer = bases.of(Base(model=asked["model"], revision=asked["revision"]))
+        longest = min(MAX_LENGTH, getattr(loaded.model.config, "max_position_embeddings", None) or MAX_LENGTH)
+        rows = plain_text(tokenizer, longest)
+        codec = Codec(asked["codec"], asked["double_quant"], asked["block_size"])
+        found = sweep(loaded, codec, rows, pad_token_id(tokenizer))
+    except ModelError as error:
+        return {**asked, "text": TEXT, "reason": one_line(error), "units": []}
+    units = [unit for name in UNITS for unit in worst_first([one for one in found.units if one["unit"] == name])]
     return {
         **asked,
         "text": TEXT,
+        "reason": None,
         "rows": len(rows),
         "tokens": found.tokens,
         "base_loss": found.loss,
         "compute_dtype": str(loaded.compute_dtype).removeprefix("torch."),
-        "device": device_name(where),
+        "device": device_name(bases.device),
         "seconds": time.monotonic() - started,
-        "units": worst_first(found.units),
+        "units": units,
     }
 
 

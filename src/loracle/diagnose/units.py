@@ -16,6 +16,8 @@ from loracle.models.linears import Linear, Rows, take_rows
 from loracle.models.precision import ROUND_TO, dequantized_weight, oriented_weight, quantize
 from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED
 
+UNITS = ("matrix", "slice", "kind", "layer", "all")
+
 Part = tuple[Linear, Rows | None]
 """A linear layer and which rows of its output; None: all of them."""
 

@@ -88,6 +88,7 @@ class StudyData:
     runs: Sequence[RunData]
     similarity: Record | None
     agreement: Record | None
+    sensitivity: Record | None
     probes: Sequence[Record]
     notes: Sequence[str]
 
@@ -204,6 +205,7 @@ def read_study(folder: Path) -> StudyData:
         runs=runs,
         similarity=reader.optional(place.similarity),
         agreement=reader.optional(place.agreement),
+        sensitivity=reader.optional(place.sensitivity_sweeps),
         probes=list(reader.probes()),
         notes=tuple(reader.notes),
     )
