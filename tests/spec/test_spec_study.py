@@ -264,3 +264,9 @@ def test_methods_without_a_rank_are_one_cell_at_every_rank() -> None:
     found = study({"vary": {"method": ["lora", "ia3", "full"], "rank": [2, 4]}, "precision": "bf16"})
     labels = [cell_label(cell, values) for values, cell in expand(found)]
     assert labels == ["bf16-r2-all-linear", "bf16-r4-all-linear", "bf16-ia3-all-linear", "bf16-full"]
+
+
+def test_sensitivity_takes_no_margin() -> None:
+    text = "{name: x, task: {name: banking77-10}, questions: [degradation, {name: sensitivity, margin: 0.1}]}"
+    with pytest.raises(SpecError, match="measured, not decided"):
+        parse_study(read_yaml(text, "study.yaml"))

@@ -181,6 +181,15 @@ def diagnose(job: dict, root: Path) -> dict:
     return {"status": "done"}
 
 
+def sensitivity(job: dict, root: Path) -> dict:
+    write_json(
+        root / "diagnose" / "sensitivity_sweeps.json",
+        {"schema": 1, "sweeps": [{**s, "units": []} for s in job["sweeps"]]},
+    )
+    write_json(root / "diagnose" / "sensitivity.json", [])
+    return {"status": "done", "sweeps": len(job["sweeps"])}
+
+
 def main(folder: Path) -> None:
     signal.signal(signal.SIGTERM, stop)
     root = folder.parent.parent
@@ -196,6 +205,8 @@ def main(folder: Path) -> None:
             record = train(job, folder, root)
         elif job["kind"] == "diagnose":
             record = diagnose(job, root)
+        elif job["kind"] == "sensitivity":
+            record = sensitivity(job, root)
         else:
             if "crash_probe" in OPTIONS:
                 raise RuntimeError("no probe today")

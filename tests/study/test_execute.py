@@ -180,6 +180,19 @@ def test_a_failed_diagnosis_is_a_problem(fake, make_study, folder):
     assert run_study(make_study(), folder).exit_code == 0
 
 
+def test_sensitivity_is_measured_once_for_each_base_and_codec(fake, make_study, folder):
+    study = make_study("questions=[sensitivity]", "vary.precision=[bf16, nf4, int8]")
+    assert run_study(study, folder).exit_code == 0
+    sweeps = read_json(folder / "jobs" / "sensitivity" / "job.json")["sweeps"]
+    found = [(one["codec"], one["double_quant"], one["block_size"]) for one in sweeps]
+    assert found == [("nf4", True, 64), ("int8", None, None)]
+    journal = fake()
+    run_study(study, folder)
+    assert fake() == journal
+    run_study(make_study("questions=[degradation]", "vary.precision=[bf16, nf4, int8]"), folder)
+    assert fake().count("jobs/sensitivity") == 1
+
+
 def test_probes_run_alone_in_true_storage(fake, make_study, folder):
     study = make_study("questions=[memory, degradation]", "vary.rank=[2]")
     assert run_study(study, folder).exit_code == 0

@@ -138,9 +138,21 @@ def _no_cast_warning(entry: logging.LogRecord) -> bool:
 
 
 def dequantized_weight(packed: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The dense weight ``[d_out, d_in]`` that a 4-bit or integer linear computes with, made anew at each call."""
+    """The dense weight ``[d_out, d_in]`` that a 4-bit or integer linear computes with, made anew at each call.
+
+    Of int8 it is what the codes stand for: LLM.int8() quantizes activations too, so this is weight-only int8.
+    """
     with counted_as("dequantization_workspace"):
-        return packed.dequantize(dtype) if isinstance(packed, IntegerLinear) else _four_bit_weight(packed, dtype)
+        if isinstance(packed, IntegerLinear):
+            return packed.dequantize(dtype)
+        return (
+            _eight_bit_weight(packed, dtype) if packed.weight.dtype == torch.int8 else _four_bit_weight(packed, dtype)
+        )
+
+
+def _eight_bit_weight(packed: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Codes of -127 to 127 in each row, times that row's largest absolute value / 127."""
+    return (packed.weight.data.float() * (packed.weight.SCB.float() / 127.0)[:, None]).to(dtype)
 
 
 def _four_bit_weight(packed: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -234,6 +246,26 @@ class FusedGELU(nn.GELU):
     original: nn.Module
 
 
+def quantize(
+    module: nn.Module,
+    precision: str,
+    *,
+    double_quant: bool | None,
+    block_size: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    """The packed linear on ``device`` that stands for a dense one; ``precision`` is a quantized one."""
+    block = block_size or 64
+    if precision in FOUR_BIT:
+        double = bool(double_quant)
+        return quantize_4bit(module, precision, double_quant=double, block_size=block, dtype=dtype, device=device)
+    if precision in INTEGER:
+        weight = oriented_weight(module)
+        return quantize_integer(weight, getattr(module, "bias", None), precision, block_size=block, device=device)
+    return quantize_int8(module, dtype=dtype, device=device)
+
+
 def apply_precision(
     model: nn.Module,
     assignment: Mapping[str, str],
@@ -249,20 +281,16 @@ def apply_precision(
     Quantization happens on ``device``, one layer at a time, so at most one dense layer is there beside the packed ones.
     """
     for name, precision in assignment.items():
-        module = model.get_submodule(name)
         if precision in UNQUANTIZED:
             continue
-        block = block_size or 64
-        new: nn.Module
-        if precision in FOUR_BIT:
-            double = bool(double_quant)
-            new = quantize_4bit(module, precision, double_quant=double, block_size=block, dtype=dtype, device=device)
-        elif precision in INTEGER:
-            new = quantize_integer(
-                oriented_weight(module), getattr(module, "bias", None), precision, block_size=block, device=device
-            )
-        else:
-            new = quantize_int8(module, dtype=dtype, device=device)
+        new = quantize(
+            model.get_submodule(name),
+            precision,
+            double_quant=double_quant,
+            block_size=block_size,
+            dtype=dtype,
+            device=device,
+        )
         if storage == "dequantized" and precision != "int8":
             new = dequantize(new, dtype)
         set_submodule(model, name, new)

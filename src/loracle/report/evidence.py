@@ -15,6 +15,7 @@ from typing import Any
 
 from loracle.base.errors import LoracleError, StoreError
 from loracle.report.predictions import Predictions, read_predictions
+from loracle.spec.study import UNDECIDED
 from loracle.spec.yaml import read_yaml_file
 from loracle.store.files import read_json, read_jsonl
 from loracle.store.layout import StudyFolder
@@ -87,6 +88,7 @@ class StudyData:
     runs: Sequence[RunData]
     similarity: Record | None
     agreement: Record | None
+    sensitivity: Record | None
     probes: Sequence[Record]
     notes: Sequence[str]
 
@@ -203,6 +205,7 @@ def read_study(folder: Path) -> StudyData:
         runs=runs,
         similarity=reader.optional(place.similarity),
         agreement=reader.optional(place.agreement),
+        sensitivity=reader.optional(place.sensitivity_sweeps),
         probes=list(reader.probes()),
         notes=tuple(reader.notes),
     )
@@ -327,6 +330,8 @@ def _questions(study: Record) -> list[dict[str, Any]]:
     found = []
     for raw in study.get("questions") or DEFAULT_QUESTIONS:
         question = {"name": raw} if isinstance(raw, str) else dict(raw)
+        if question.get("name") in UNDECIDED:
+            continue
         base = {"margin": None, "primary": False, "compare": "factor"}
         found.append({**base, **question})
     if found and not any(q["primary"] for q in found):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, wording
+from loracle.report import answers, grids, grids_parts, sensitivity, wording
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -42,6 +42,7 @@ TABLE_NOTES = {
     "confusion": "classification: which label was taken for which, summed over seeds",
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
+    "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
     "data_audit": "what was read, dropped, cut and repeated",
 }
 
@@ -88,6 +89,7 @@ class Facts:
     cells: Grid
     agreement: Grid | None
     similarity: Grid | None
+    sensitivity: Sequence[Grid]
     memory: Grid
     speed: Grid
     latency: Grid | None
@@ -132,6 +134,7 @@ def gather(
         cells=grids.cells(data),
         agreement=grids.agreement(tables["agreement"]),
         similarity=grids.similarity(tables["similarity_by_layer"]),
+        sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
         memory=grids.memory(tables["memory"]),
         speed=grids.speed(tables["speed"]),
         latency=grids_parts.latency(tables["latency"]),
@@ -319,6 +322,9 @@ def _notes(data: StudyData) -> Iterator[str]:
         yield "The learned updates were not compared (no diagnose/similarity.json)."
     if data.agreement is None and any(c.reference and not data.classifies(c) for c in data.cells):
         yield "Generations were not compared token by token (no diagnose/agreement.json)."
+    for sweep in (data.sensitivity or {}).get("sweeps") or []:
+        if sweep.get("reason"):
+            yield f"No sensitivity of {plain(sweep.get('base'))} to {plain(sweep.get('codec'))}: {plain(sweep['reason'])}."
     if not data.probes:
         yield "Memory and speed were not probed: memory is predicted, and step times are absent."
     yield from (plain(note) for note in data.notes)

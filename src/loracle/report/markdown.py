@@ -45,6 +45,10 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from ("## What quantization costs", "")
     yield from _figures(facts, "rank_threshold_plot.png")
     yield from _groups(facts.topics["cost"])
+    if facts.sensitivity:
+        yield from _figures(facts, "layer_sensitivity_heatmap.png")
+        for grid in facts.sensitivity:
+            yield from _grid(grid)
     yield from ("## Do both learn the same?", "")
     yield from _figures(facts, "weight_similarity_matrix.png")
     yield from _groups(facts.topics["likeness"])

@@ -29,7 +29,8 @@ FOUR_BIT = frozenset({"nf4", "fp4"})  # bitsandbytes' 4-bit data types
 INTEGER = frozenset({"int4", "int3", "int2"})  # HQQ's: groups of block_size weights with a scale and a zero point
 UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
-QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity", "memory", "speed")
+QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity", "sensitivity", "memory", "speed")
+UNDECIDED = frozenset({"sensitivity"})  # measured and shown; no claim, so no verdict
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -242,10 +243,16 @@ class Train(Spec):
 class Question(Spec):
     """A question put to the study; its margin and standing."""
 
-    name: Literal["degradation", "task_metric", "rank_threshold", "similarity", "memory", "speed"]
+    name: Literal["degradation", "task_metric", "rank_threshold", "similarity", "sensitivity", "memory", "speed"]
     margin: Annotated[float, Field(gt=0)] | None = None
     primary: bool = False
     compare: Literal["factor", "recipe"] = "factor"
+
+    @model_validator(mode="after")
+    def _check(self) -> Question:
+        if self.name in UNDECIDED and (self.margin is not None or self.primary):
+            raise ValueError(f"{self.name} is measured, not decided: it has no margin and is never primary")
+        return self
 
 
 class Run(Spec):

@@ -60,5 +60,13 @@ class StudyFolder:
         return self.root / "diagnose" / "agreement.json"
 
     @property
+    def sensitivity(self) -> Path:
+        return self.root / "diagnose" / "sensitivity.json"
+
+    @property
+    def sensitivity_sweeps(self) -> Path:
+        return self.root / "diagnose" / "sensitivity_sweeps.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report"

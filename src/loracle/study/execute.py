@@ -29,6 +29,7 @@ from loracle.study.places import Places
 from loracle.study.plan import make_plan
 from loracle.study.progress import Progress, Silent
 from loracle.study.resources import Machine, as_seen, concurrency, lanes, this_machine
+from loracle.study.sensitivity import sensitivity
 from loracle.study.states import Outcome, finished_runs, states
 from loracle.study.training import Training
 
@@ -86,7 +87,11 @@ def _work(study: Study, layout: StudyFolder, crew: Crew, machine: Machine) -> tu
         alone = crew.places.kinds(threads, lanes(len(plan["cells"]), machine)) if probed(study) else []
         Training(study, layout, plan, crew).run(workers, [*alone, *compared])
         probes(study, layout, plan, crew, threads, machine, compared)
-        return plan, diagnose(study, layout, plan, crew, threads)
+        problems = [
+            diagnose(study, layout, plan, crew, threads),
+            sensitivity(study, layout, plan, crew, threads),
+        ]
+        return plan, "; ".join(problem for problem in problems if problem) or None
     except Interrupted as stopped:
         raise Interrupted(_how_to_resume(layout, plan), stopped.exit_code) from stopped
 

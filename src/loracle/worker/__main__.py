@@ -22,7 +22,13 @@ from loracle.store.files import SCHEMA, read_json, write_json
 from loracle.store.layout import StudyFolder
 
 CLAIM_WAIT_S = 60.0
-NOTHING_LEFT = ("inspect", "train", "probe", "diagnose")  # jobs that leave nothing to do at the interpreter's end
+NOTHING_LEFT = (
+    "inspect",
+    "train",
+    "probe",
+    "diagnose",
+    "sensitivity",
+)  # jobs that leave nothing to do at the interpreter's end
 
 
 class Stop:
@@ -85,6 +91,7 @@ def work(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
         "inspect": lambda: _inspect(folder, job),
         "train": lambda: _train(folder, job, stop),
         "diagnose": lambda: _diagnose(folder, job),
+        "sensitivity": lambda: _sensitivity(folder, job),
         "probe": lambda: _probe(folder, job),
         "judge": lambda: _judge(folder, job, stop),
         "evaluate": lambda: _evaluate(folder, job, stop),
@@ -124,6 +131,12 @@ def _diagnose(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     from loracle.diagnose.pairs import diagnose
 
     return diagnose(_study_folder(folder), job)
+
+
+def _sensitivity(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    from loracle.diagnose.sweeps import sensitivity
+
+    return sensitivity(_study_folder(folder), job, say)
 
 
 def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
