@@ -7,7 +7,7 @@ are DESIGN section 6, and each one's error rates are checked by simulation
 """
 
 from loracle.verdict.evidence import RunScores, StudyEvidence
-from loracle.verdict.questions import decide
+from loracle.verdict.questions import decide, decide_primary, primary_question
 from loracle.verdict.recommendation import recommendation
 
-__all__ = ["RunScores", "StudyEvidence", "decide", "recommendation"]
+__all__ = ["RunScores", "StudyEvidence", "decide", "decide_primary", "primary_question", "recommendation"]
