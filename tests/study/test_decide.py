@@ -12,6 +12,7 @@ import time
 import pytest
 
 from loracle.base.errors import SpecError, StoreError
+from loracle.cli.show import plan_text
 from loracle.report import primary_verdicts
 from loracle.report.evidence import read_study
 from loracle.spec import load_study
@@ -82,6 +83,7 @@ def test_everything_is_fixed_before_training(fake, make_study, folder):
     assert plan["cohorts"] == [*first["cohorts"], *(c for later in first["later"] for c in later["cohorts"])]
     assert old.items() <= bits(folder).items()
     assert load_study(folder / "study.yaml").decide == study.decide
+    assert "further runs: 2 at 4 seeds, 4 at 6 seeds" in plan_text(first)
 
 
 def test_looks_that_were_fixed_stay(fake, make_study, folder):
@@ -121,6 +123,24 @@ def test_a_study_of_two_seeds_gets_the_usual_looks(fake, make_study, folder):
     run_study(study, folder)
     assert "has its answer" in run_study(study, folder, decide=primary_verdicts).looked
     assert seeds(folder) == [1, 2, 3]
+
+
+def test_a_changed_study_keeps_the_looks_that_were_taken(fake, make_study, folder):
+    fake(truth=FAR)
+    run_study(make_study(*ONE), folder, decide=primary_verdicts)
+    old = bits(folder)
+    run_study(make_study("vary.rank=[2, 4]", ONE[1]), folder)
+    assert read_json(folder / "plan.json")["looks"] == [3, 5, 8]
+    assert old.items() <= bits(folder).items()
+
+
+def test_all_comparisons_of_the_primary_question_are_waited_for(fake, make_study, folder):
+    fake(truth={"cost": {"nf4": 0.5, "int8": 0.0488}, "seed_sd": 0.0, "swings": {"int8": 0.05}})
+    study = make_study(*ONE, "vary.precision=[bf16, nf4, int8]", "decide.looks=[3, 4]")
+    run_study(study, folder, decide=primary_verdicts)
+    found = {e["scope"]["precision"]: e for e in primary_verdicts(folder)}
+    assert (found["nf4"]["verdict"], found["nf4"]["look"]["n"], found["nf4"]["n"]) == ("rejected", 3, 3)
+    assert (found["int8"]["verdict"], found["int8"]["look"]["n"]) == ("undecided", 4)
 
 
 def test_a_look_waits_for_runs_that_did_not_finish(fake, make_study, folder):

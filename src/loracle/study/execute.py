@@ -96,7 +96,8 @@ def _work(
         probes(study, layout, plan, crew, threads, machine, compared)
         return plan, diagnose(study, layout, plan, crew, threads), looked
     except Interrupted as stopped:
-        raise Interrupted(_how_to_resume(layout, plan), stopped.exit_code) from stopped
+        how = _how_to_resume(layout, plan) + (" --decide" if judge and plan else "")
+        raise Interrupted(how, stopped.exit_code) from stopped
 
 
 def _until_decided(

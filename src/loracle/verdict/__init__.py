@@ -3,7 +3,7 @@ Pareto, methods side by side, broken precisions.
 
 Pure functions over plain values: numpy, scipy and the standard library only; no file is read here. The rules
 are DESIGN section 6, and each one's error rates are checked by simulation
-(``tests/verdict/test_verdict_simulation.py``).
+(``benchmarks/verdict_simulation.py``, ``tests/verdict/test_verdict_simulation.py``).
 """
 
 from loracle.verdict.evidence import RunScores, StudyEvidence
