@@ -38,6 +38,7 @@ SECTIONS = (
     ("adapter", "`adapter`"),
     ("train", "`train`"),
     ("questions", "Each of `questions`"),
+    ("decide", "`decide`"),
     ("run", "`run`"),
     ("diagnose", "`diagnose`"),
 )
@@ -118,6 +119,7 @@ def node(schema: dict[str, Any], section: str) -> dict[str, Any]:
         return schema
     entry = schema["properties"][section]
     entry = entry.get("items", entry)
+    entry = next((option for option in entry.get("anyOf", ()) if "$ref" in option), entry)
     name = (entry.get("$ref") or entry["allOf"][0]["$ref"]).rpartition("/")[2]
     found: dict[str, Any] = schema["$defs"][name]
     return found

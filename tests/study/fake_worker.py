@@ -158,6 +158,8 @@ def write_run(member: dict, job: dict, hash_: str, root: Path) -> str:
     if run.startswith(OPTIONS.get("forget", "-")):
         return "done"
     adapter = f"{run} {hash_}".encode()
+    if "truth" in OPTIONS:
+        write_predictions(root / "runs" / run / "predictions.parquet", member, **OPTIONS["truth"])
     if status == "done":
         write_bytes(root / "runs" / run / "adapter" / "adapter_model.safetensors", adapter)
     write_json(
@@ -169,6 +171,23 @@ def write_run(member: dict, job: dict, hash_: str, root: Path) -> str:
         },
     )  # fmt: skip
     return status
+
+
+def write_predictions(path: Path, member: dict, cost: dict, seed_sd: float, swings: dict | None = None) -> None:
+    """Losses of a known truth: the log ratio of each precision to bf16; seeds lie above and below it by turns."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config, items = member["config"], 40
+    rng = np.random.default_rng([member["seed"], config["adapter"]["rank"], len(config["precision"])])
+    hard = np.random.default_rng(7).gamma(4.0, 0.5, items)
+    shift = cost.get(config["precision"], 0.0)
+    seed_sd = (swings or {}).get(config["precision"], seed_sd)
+    shift += seed_sd * (-1) ** member["seed"] if config["precision"] in cost else 0.0
+    loss = hard * np.exp(shift + rng.normal(0, 0.005, items))
+    pq.write_table(pa.table({"item": range(items), "loss": loss, "target_tokens": [3] * items}), path)
 
 
 def diagnose(job: dict, root: Path) -> dict:

@@ -15,7 +15,7 @@ from loracle.verdict.multiplicity import holm_alphas
 from loracle.verdict.paired import Paired
 from loracle.verdict.pareto import frontier_probability
 from loracle.verdict.rank_threshold import rank_threshold
-from loracle.verdict.sequential import check_looks, look_alpha, looks_reached, next_look
+from loracle.verdict.sequential import Look, check_looks, look_alpha, looks_reached, next_look
 
 
 def _flat(rows: list[float], items: int = 40) -> np.ndarray:
@@ -151,6 +151,8 @@ def test_looks() -> None:
     assert looks_reached([3, 5, 8], 6) == (3, 5)
     assert next_look([3, 5, 8], 5) == 8
     assert next_look([3, 5, 8], 8) is None
+    assert Look(5, (3, 5, 8)).text == "look 2 of 3 (3, 5, 8 seeds)"
+    assert Look(8, (3, 5, 8)).as_dict() == {"n": 8, "of": [3, 5, 8], "last": True}
     for bad in ([], [2, 5], [5, 5]):
         with pytest.raises(ValueError, match="looks"):
             check_looks(bad)

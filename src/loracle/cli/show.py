@@ -42,6 +42,9 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     null = sum(run["role"] == "null" for run in plan["runs"])
     total = f"{len(plan['runs'])} runs ({null} of them for the similarity null) in {len(plan['cohorts'])} cohorts"
     parts.append(f"{total}, {plan['workers']} worker(s) at a time; training time {duration(plan['estimated_s'])}")
+    if plan.get("looks"):
+        more = ", ".join(f"{len(later['runs'])} at {later['look']} seeds" for later in plan["later"]) or "none"
+        parts.append(f"looks at {', '.join(map(str, plan['looks']))} seeds; with --decide further runs: {more}")
     return "\n\n".join(parts)
 
 

@@ -58,12 +58,22 @@ def demo(
 
 
 def run(
-    study: StudyFile, out: Out = None, set_: Set = None, gpu_memory: GpuMemory = None, as_json: Json = False
+    study: StudyFile,
+    out: Out = None,
+    set_: Set = None,
+    gpu_memory: GpuMemory = None,
+    decide: Annotated[
+        bool,
+        typer.Option(
+            "--decide", help="Add seeds at looks fixed before training until the primary question is decided."
+        ),
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Train every run of a study, measure, and write the report. Run it again to go on where it stopped."""
     if study.is_dir():
         out = out or study
-    _run(_loaded(study, set_, gpu_memory), out, as_json)
+    _run(_loaded(study, set_, gpu_memory), out, as_json, decide)
 
 
 def plan(
@@ -98,13 +108,19 @@ def _loaded(path: Path, overrides: list[str] | None, gpu_memory: str | None = No
         return load_study(path / "study.yaml" if path.is_dir() else path, [*(overrides or []), *more])
 
 
-def _run(study: Study, out: Path | None, as_json: bool) -> None:
-    from loracle.report import write_report
+def _run(study: Study, out: Path | None, as_json: bool, decide: bool = False) -> None:
+    from loracle.report import primary_verdicts, write_report
     from loracle.study import run_study
     from loracle.study.progress import for_stream
 
     with _imported_meanwhile():
-        outcome = run_study(study, out or Path("runs") / study.name, progress=for_stream(), report=write_report)
+        outcome = run_study(
+            study,
+            out or Path("runs") / study.name,
+            progress=for_stream(),
+            report=write_report,
+            decide=primary_verdicts if decide else None,
+        )
     if as_json:
         print(json.dumps(outcome_json(outcome), indent=1, ensure_ascii=False))
     else:
@@ -132,6 +148,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "report": str(outcome.report) if outcome.report else None,
         "runs": {run: {"status": state.status, "reason": state.reason} for run, state in outcome.states.items()},
         "problems": outcome.problems,
+        "looks": outcome.looked,
         "exit_code": outcome.exit_code,
     }
 
@@ -142,6 +159,8 @@ def _print_outcome(outcome: Outcome) -> None:
             print(f"{run}: {state.status}" + (f": {state.reason}" if state.reason else ""), file=sys.stderr)
     for problem in outcome.problems:
         print(f"warning: {problem}", file=sys.stderr)
+    if outcome.looked:
+        print(outcome.looked)
     print(outcome.summary())
     print(outcome.folder)
     if outcome.report:

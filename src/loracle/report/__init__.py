@@ -7,8 +7,9 @@ importing this package costs nothing.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_report"]
+__all__ = ["primary_verdicts", "write_report"]
 
 
 def write_report(folder: Path) -> Path:
@@ -20,3 +21,11 @@ def write_report(folder: Path) -> Path:
     from loracle.report.write import write_report as write
 
     return write(Path(folder))
+
+
+def primary_verdicts(folder: Path) -> list[dict[str, Any]]:
+    """Entries of verdicts.json of a study folder's primary question, as its records stand now."""
+    from loracle.report.evidence import read_study
+    from loracle.verdict import decide_primary
+
+    return decide_primary(read_study(Path(folder)).evidence())

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from loracle.base.errors import SpecError
 from loracle.base.names import nearest, suggest
 from loracle.spec.aliases import ALIASES, FACTORS, SECTIONS, canonical, factor_path, put, translate
-from loracle.spec.study import PRECISIONS, QUESTIONS, Adapter, Base, Diagnose, Question, Run, Study, Task, Train
+from loracle.spec.study import PRECISIONS, QUESTIONS, Adapter, Base, Decide, Diagnose, Question, Run, Study, Task, Train
 from loracle.spec.yaml import read_yaml, read_yaml_file
 
 SECTION_MODELS: dict[str, type[BaseModel]] = {
@@ -20,6 +20,7 @@ SECTION_MODELS: dict[str, type[BaseModel]] = {
     "adapter": Adapter,
     "train": Train,
     "run": Run,
+    "decide": Decide,
     "diagnose": Diagnose,
     "questions": Question,
 }
@@ -53,7 +54,14 @@ def parse_study(raw: dict[str, Any], overrides: Sequence[str] = (), folder: Path
 
 def override(tree: dict[str, Any], path: str, value: Any) -> None:
     """Apply one ``--set``: a dotted path, a factor or an alias. Setting a varied factor replaces its values."""
-    if path.startswith(("run.", "diagnose.")) or path in ("name", "seeds", "questions", "cells", "vary"):
+    if path.startswith(("run.", "diagnose.", "decide.")) or path in (
+        "name",
+        "seeds",
+        "questions",
+        "cells",
+        "vary",
+        "decide",
+    ):
         put(tree, path, value)
         return
     varied = path.removeprefix("vary.") if path.startswith("vary.") else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -363,6 +364,21 @@ class Diagnose(Spec):
     later = frozenset({"sentence_encoder"})
 
 
+class Decide(Spec):
+    """More seeds until the primary question is decided: looks that are fixed before training and share the error."""
+
+    looks: tuple[PositiveInt, ...] = Field(
+        (3, 5, 8),
+        description="numbers of seeds at which the primary question is judged; seeds beyond `seeds` follow on",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Decide:
+        if not self.looks or self.looks[0] < 3 or any(b <= a for a, b in pairwise(self.looks)):
+            raise ValueError(f"looks: must rise and start at 3 seeds or more, not {list(self.looks)}")
+        return self
+
+
 class Study(Cell):
     """One study file: a default cell, the factors to vary, seeds, questions."""
 
@@ -376,8 +392,12 @@ class Study(Cell):
         Question(name="rank_threshold"),
         Question(name="similarity"),
     )
+    decide: Decide | None = Field(
+        None, description="looks at which seeds are added until the primary question is decided; null: `seeds` alone"
+    )
     run: Run = Run()
     diagnose: Diagnose = Diagnose()
+    later = frozenset({"decide"})
 
     @model_validator(mode="after")
     def _names(self) -> Study:

@@ -18,12 +18,14 @@ from loracle.spec.yaml import write_yaml
 from loracle.store.claims import claim
 from loracle.store.files import read_json, write_json, write_text
 from loracle.store.layout import StudyFolder
+from loracle.study import looks
 from loracle.study.cells import planned_cells, study_digest
 from loracle.study.crew import GRACE_S, Crew
 from loracle.study.fits import budget, limit
 from loracle.study.inspect import WorkerDied, inspect, unreadable
 from loracle.study.interrupt import Interrupted, Stop
 from loracle.study.launch import Launcher, LocalLauncher
+from loracle.study.looks import Judge
 from loracle.study.measuring import comparable, diagnose, probed, probes
 from loracle.study.places import Places
 from loracle.study.plan import make_plan
@@ -58,8 +60,11 @@ def run_study(
     progress: Progress | None = None,
     report: Report | None = None,
     grace_s: float = GRACE_S,
+    decide: Judge | None = None,
 ) -> Outcome:
     """Bring every run of ``study`` to a named end in ``folder``, then measure and ``report``. Finished work is kept.
+
+    With ``decide``, which judges the primary question, seeds are added at the plan's looks until it has its answer.
 
     Raises ``StoreError`` when another process has the folder, ``SpecError`` or ``LoracleError`` when the study cannot
     be planned, ``Interrupted`` after SIGINT or SIGTERM (resumable).
@@ -70,35 +75,62 @@ def run_study(
     with _opened(layout, f"study folder {folder}"), contextlib.closing(progress):
         with Stop() as stop, contextlib.closing(launcher or LocalLauncher()) as workers:
             crew = Crew(workers, stop, progress, Places(machine.gpus, cores=machine.cores), grace_s)
-            plan, problem = _work(study, layout, crew, machine)
+            plan, problem, looked = _work(study, layout, crew, machine, decide)
         page = report(layout.root) if report else None
-    return Outcome(layout.root, states(layout, plan, without="failed"), [problem] if problem else [], page)
+    return Outcome(layout.root, states(layout, plan, without="failed"), [problem] if problem else [], page, looked)
 
 
-def _work(study: Study, layout: StudyFolder, crew: Crew, machine: Machine) -> tuple[dict[str, Any], str | None]:
-    """Plan, train, measure. (the plan, what went wrong beside the runs)."""
+def _work(
+    study: Study, layout: StudyFolder, crew: Crew, machine: Machine, judge: Judge | None
+) -> tuple[dict[str, Any], str | None, str | None]:
+    """Plan, train, measure. (the plan, what went wrong beside the runs, how the looks stand)."""
     plan: dict[str, Any] | None = None
     try:
-        plan = obtain_plan(study, layout, crew, machine)
+        plan = obtain_plan(study, layout, crew, machine, decide=judge is not None)
         machine = as_seen(machine, plan["machine"])
         crew.places = Places(machine.gpus, budget(limit(study.run, plan["machine"])), machine.cores)
         workers, threads = _at_once(study, plan, machine)
         compared = crew.places.kinds(threads, 1) if comparable(plan) else []
         alone = crew.places.kinds(threads, lanes(len(plan["cells"]), machine)) if probed(study) else []
         Training(study, layout, plan, crew).run(workers, [*alone, *compared])
+        looked = _until_decided(study, layout, plan, crew, machine, judge) if judge else None
         probes(study, layout, plan, crew, threads, machine, compared)
         problems = [
             diagnose(study, layout, plan, crew, threads),
             sensitivity(study, layout, plan, crew, threads),
         ]
-        return plan, "; ".join(problem for problem in problems if problem) or None
+        return plan, "; ".join(problem for problem in problems if problem) or None, looked
     except Interrupted as stopped:
-        raise Interrupted(_how_to_resume(layout, plan), stopped.exit_code) from stopped
+        how = _how_to_resume(layout, plan) + (" --decide" if judge and plan else "")
+        raise Interrupted(how, stopped.exit_code) from stopped
 
 
-def obtain_plan(study: Study, layout: StudyFolder, crew: Crew, machine: Machine) -> dict[str, Any]:
-    """The folder's plan where it is this study's (its composition and threads are law), else a new one."""
-    plan = _existing_plan(study, layout)
+def _until_decided(
+    study: Study, layout: StudyFolder, plan: dict[str, Any], crew: Crew, machine: Machine, judge: Judge
+) -> str:
+    """Train the seeds of one planned look after the other until the primary question has its answer, or no look is left."""
+    looks.same_question(study, plan)
+    while (now := looks.standing(layout, plan, judge)).go_on:
+        crew.progress.note(now.text)
+        looks.go_on(layout, plan)
+        Training(study, layout, plan, crew).run(_at_once(study, plan, machine)[0])
+    return now.text
+
+
+def obtain_plan(
+    study: Study, layout: StudyFolder, crew: Crew, machine: Machine, decide: bool = False
+) -> dict[str, Any]:
+    """The folder's plan where it is this study's (its composition, threads and looks are law), else a new one.
+    ``decide``: the plan needs looks; they come before training, or as one more after a plan that had none."""
+    plan, begun = _existing_plan(study, layout), bool(finished_runs(layout))
+    if plan is not None and begun and (decide or study.decide is not None):
+        plan = _with_looks(plan, study, layout, crew, machine)
+    elif plan is not None and not begun and (not looks.same_looks(study, plan) or (decide and "looks" not in plan)):
+        plan = None
+    if plan is not None and "looks" in plan:
+        study = looks.with_looks(study, plan["looks"])
+    elif plan is None and (decide or _looks_so_far(layout)) and study.decide is None:
+        study = looks.with_looks(study, _looks_so_far(layout))  # a changed study keeps the looks that were taken
     if plan is None:
         record = inspect(study, layout, crew, machine, weights=True, measure=study.run.cohort == "auto", ahead=True)
         _readable(record)
@@ -113,6 +145,37 @@ def obtain_plan(study: Study, layout: StudyFolder, crew: Crew, machine: Machine)
     else:
         _write_study(study, layout)
     return plan
+
+
+def _with_looks(
+    plan: dict[str, Any], study: Study, layout: StudyFolder, crew: Crew, machine: Machine
+) -> dict[str, Any] | None:
+    """A plan whose training has begun, with looks: its own; or, where it was made without, the one it had and one more.
+    None where it has too few seeds for any look to have been: it may be planned anew with looks."""
+    if "looks" in plan:
+        if not looks.same_looks(study, plan):
+            raise StoreError(f"decide.looks: fixed as {plan['looks']} before training; others need a new folder")
+        return plan
+    if len(study.seeds) < looks.MIN_SEEDS:
+        return None
+    longer = looks.with_looks(study, looks.one_more(len(study.seeds)))
+    if study.decide is not None and study.decide != longer.decide:
+        allowed = list(longer.decide.looks if longer.decide else ())
+        raise StoreError(
+            f"decide.looks: training began without looks, which leaves {allowed}; others need a new folder"
+        )
+    record = inspect(study, layout, crew, machine, weights=True, measure=False, ahead=True)
+    _readable(record)
+    _same_data(plan, record)
+    record = {**record, "sizing": plan["sizing"]}
+    plan = looks.extended(plan, make_plan(longer, record, machine, finished_runs(layout)))
+    write_json(layout.plan, plan)
+    return plan
+
+
+def _looks_so_far(layout: StudyFolder) -> list[int] | None:
+    """The looks of the folder's last plan, whatever study it was of."""
+    return read_json(layout.plan).get("looks") if layout.plan.exists() else None
 
 
 def _existing_plan(study: Study, layout: StudyFolder) -> dict[str, Any] | None:

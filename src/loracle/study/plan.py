@@ -11,6 +11,7 @@ from typing import Any
 from loracle.spec.study import Study
 from loracle.store.files import SCHEMA, digest
 from loracle.store.identity import run_digest
+from loracle.study import looks
 from loracle.study.cells import PlannedCell, asks, described, planned_cells, references, study_digest
 from loracle.study.cohorts import Load, chunks, cohort_id, divide, group_key, makespan, most
 from loracle.study.fits import cohort_needs, limit, stored_to_fit
@@ -27,7 +28,8 @@ def make_plan(
     record = stored_to_fit(record, _choosable(cells), limit(study.run, record.get("machine") or {}))
     entries = {planned.key: described(planned, record) for planned in cells}
     _relate(cells, entries)
-    runs, null_pairs = planned_runs(study, cells, entries)
+    stages = looks.stages(study)
+    runs, null_pairs = planned_runs(study, cells, entries, stages[0][1])
     cohorts, workers = planned_cohorts(study, cells, entries, runs, record, machine, finished or {})
     costs = [cohort["estimated_s"] for cohort in cohorts]
     plan: dict[str, Any] = {
@@ -46,8 +48,17 @@ def make_plan(
         "splits": {},
         "study_sha256": study_digest(study, cells),
     }
-    for cohort in cohorts:
-        cohort["needs_bytes"] = cohort_needs(plan, cohort)
+    if study.decide is not None:
+        plan |= looks.described(study)
+        plan["later"] = []
+        for look, seeds in stages[1:]:
+            added, _ = planned_runs(study, cells, entries, seeds, with_null=False)
+            beside, _ = planned_cohorts(study, cells, entries, added, record, machine, finished or {})
+            plan["later"].append({"look": look, "runs": added, "cohorts": beside})
+    later = plan.get("later", [])
+    whole = {**plan, "runs": [*runs, *(run for stage in later for run in stage["runs"])]}
+    for cohort in [*cohorts, *(cohort for stage in later for cohort in stage["cohorts"])]:
+        cohort["needs_bytes"] = cohort_needs(whole, cohort)
     plan["plan_id"] = digest([plan["study_sha256"], runs, [[c["runs"], c["threads"]] for c in cohorts]])[:12]
     return plan
 
@@ -80,20 +91,24 @@ def _relate(cells: Sequence[PlannedCell], entries: dict[str, dict[str, Any]]) ->
 
 
 def planned_runs(
-    study: Study, cells: Sequence[PlannedCell], entries: Mapping[str, dict[str, Any]]
+    study: Study,
+    cells: Sequence[PlannedCell],
+    entries: Mapping[str, dict[str, Any]],
+    seeds: Sequence[int],
+    with_null: bool = True,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Runs (cell × seed), then the similarity null's, and the pairs that make up the null."""
     runs: dict[str, dict[str, Any]] = {}
     pairs: list[dict[str, str]] = []
-    null = null_count(study, cells)
+    null = null_count(study, cells) if with_null else {}
     for planned in cells:
-        for seed in study.seeds:
+        for seed in seeds:
             run = _run(planned, entries[planned.key], seed)
             runs.setdefault(run["id"], run)
     for planned in cells:
-        twin = _run(planned, entries[planned.key], study.seeds[0])
+        twin = _run(planned, entries[planned.key], seeds[0])
         for i in range(1, null.get(planned.key, 0) + 1):
-            run = _run(planned, entries[planned.key], study.seeds[0], null=i)
+            run = _run(planned, entries[planned.key], seeds[0], null=i)
             if runs.setdefault(run["id"], run) is run:
                 pairs.append({"a": twin["id"], "b": run["id"]})
     return list(runs.values()), pairs

@@ -131,6 +131,8 @@ class Bars:
 
     def open(self, total: int, done: int) -> None:
         self._rich.start()
+        if self._study is not None:  # a further look's seeds
+            self._rich.remove_task(self._study)
         self._study = self._rich.add_task("study", total=total, completed=done, detail="runs")
 
     def started(self, job: str, title: str, attempt: int) -> None:

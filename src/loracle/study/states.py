@@ -27,12 +27,14 @@ class State:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a study ended: the state of every planned run, what went wrong beside them, and what was written."""
+    """How a study ended: the state of every planned run, what went wrong beside them, what was written, and with
+    ``--decide`` how its looks stand."""
 
     folder: Path
     states: dict[str, State]
     problems: list[str] = field(default_factory=list)
     report: Path | None = None
+    looked: str | None = None
 
     @property
     def exit_code(self) -> int:

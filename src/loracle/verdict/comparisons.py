@@ -17,7 +17,7 @@ from loracle.verdict.evidence import Pairing, StudyEvidence
 from loracle.verdict.multiplicity import holm_alphas
 from loracle.verdict.noninferiority import UNDECIDED, Difference, Needs
 from loracle.verdict.paired import MIN_SEEDS, Interval
-from loracle.verdict.sequential import check_looks, look_alpha, looks_reached
+from loracle.verdict.sequential import Look, check_looks, look_alpha, looks_reached
 
 ALPHA = 0.05
 
@@ -38,8 +38,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison with its verdict; ``problem`` says why it could not be measured, ``final`` that no look is
-    left.
+    """A comparison with its verdict; ``problem`` says why it could not be measured, ``look`` at which planned look
+    it was judged (None: none is planned, or none is reached).
     """
 
     comparison: Comparison
@@ -51,7 +51,7 @@ class Judged:
     seeds: tuple[int, ...]
     needs: Needs | None
     problem: str = ""
-    final: bool = False
+    look: Look | None = None
     primary: bool = False
     adjusted: bool = False
     exploratory: bool = False
@@ -78,7 +78,7 @@ def judge_family(
         judged = _stage(found, [family[i] for i in open_], look, alpha, adjust)
         for i, answer in zip(open_, judged, strict=True):
             if look in looks_reached(fixed, len(family[i].pairing.ended)):
-                latest[i] = _last(answer) if look == fixed[-1] else answer
+                latest[i] = _at(Look(look, fixed), answer)
     return [replace(latest[i], adjusted=adjust and len(family) > 1) for i in range(len(family))]
 
 
@@ -144,5 +144,6 @@ def _too_early(comparison: Comparison, first: int, alpha: float) -> Judged:
     return Judged(comparison, state, None, None, None, alpha, comparison.pairing.seeds, needs, problem)
 
 
-def _last(judged: Judged) -> Judged:
-    return replace(judged, final=True, needs=None)
+def _at(look: Look, judged: Judged) -> Judged:
+    """After the last look nothing is added any more, so nothing is needed."""
+    return replace(judged, look=look, needs=None if look.last else judged.needs)

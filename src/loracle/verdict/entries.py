@@ -12,7 +12,7 @@ Entry = dict[str, Any]
 
 KEYS = (
     "question", "scope", "claim", "verdict", "statement", "difference", "metric", "estimate", "interval", "margin",
-    "level", "n", "needs", "primary", "adjusted", "exploratory", "arm", "reference", "confounds", "records",
+    "level", "n", "look", "needs", "primary", "adjusted", "exploratory", "arm", "reference", "confounds", "records",
 )  # fmt: skip
 
 

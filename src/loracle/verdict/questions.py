@@ -46,6 +46,19 @@ def decide(study: StudyEvidence) -> list[Entry]:
     return with_broken(study, result)
 
 
+def primary_question(questions: Sequence[Question]) -> Question | None:
+    """The one question that is not exploratory."""
+    asked = with_companions(questions)
+    name = _primary(asked)
+    return next((q for q in asked if q["name"] == name), None)
+
+
+def decide_primary(study: StudyEvidence) -> list[Entry]:
+    """The entries of the primary question alone: what the looks of ``loracle run --decide`` go by."""
+    question = primary_question(study.questions)
+    return [] if question is None else _answer(study, question, True)
+
+
 def with_companions(questions: Sequence[Question]) -> list[dict[str, Any]]:
     """The questions, each once, with those that are asked along; an unknown name is a ValueError."""
     asked: dict[str, dict[str, Any]] = {}

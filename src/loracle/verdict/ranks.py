@@ -81,6 +81,7 @@ def _entry(
         margin=next((j.comparison.claim.margin for j in judged.values()), None),
         level=1.0 - alpha,
         n=min((len(j.seeds) for j in shown), default=0),
+        look=_look(shown),
         needs=stop.needs.as_dict() if stop is not None and stop.needs else None,
         arm=arm["id"],
         reference=_largest(group)["id"] if against_top else arm.get("reference"),
@@ -116,6 +117,7 @@ def _statement(
     if answer.stopped_at is not None and answer.stopped_at > min(group):
         parts.append(f"Ranks below {answer.stopped_at} were not tested: the downward test stops there.")
     parts += [f"To decide: {j.needs.text}." for j in shown[-1:] if j.needs and not confounded]
+    parts += [text for j in shown[-1:] if not confounded and (text := statements.looks_text(j))]
     parts += [statements.lost_text(j.comparison.pairing) for j in shown if j.comparison.pairing.lost]
     return " ".join(dict.fromkeys(parts))
 
@@ -126,6 +128,12 @@ def _step(found: StudyEvidence, judged: Judged) -> str:
         return f"Rank {rank}: {judged.problem}."
     value = entries.percent(judged.measured.estimate)
     return f"Rank {rank}: {value} ({statements.figures(found, judged)}), {judged.verdict}."
+
+
+def _look(shown: Sequence[Judged]) -> dict[str, Any] | None:
+    """The latest look that the downward test rests on."""
+    looks = [j.look for j in shown if j.look is not None]
+    return max(looks, key=lambda look: look.n).as_dict() if looks else None
 
 
 def _down(group: Mapping[int, Record]) -> list[Record]:

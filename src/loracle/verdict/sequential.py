@@ -10,9 +10,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 ONE_SIDED = 0.025
 SHARED = 0.05
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look at which an answer was taken: ``n`` seeds, one ``of`` the planned numbers."""
+
+    n: int
+    of: tuple[int, ...]
+
+    @property
+    def last(self) -> bool:
+        return self.n == self.of[-1]
+
+    @property
+    def text(self) -> str:
+        """``look 1 of 3 (3, 5, 8 seeds)``."""
+        return f"look {self.of.index(self.n) + 1} of {len(self.of)} ({', '.join(map(str, self.of))} seeds)"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"n": self.n, "of": list(self.of), "last": self.last}
 
 
 def check_looks(looks: Sequence[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import math
 from loracle.verdict import entries, paired
 from loracle.verdict.comparisons import Comparison, Judged
 from loracle.verdict.evidence import Pairing, StudyEvidence
+from loracle.verdict.sequential import next_look
 
 
 def as_entry(found: StudyEvidence, judged: Judged) -> entries.Entry:
@@ -24,6 +25,7 @@ def as_entry(found: StudyEvidence, judged: Judged) -> entries.Entry:
         margin=claim.margin,
         level=1.0 - judged.alpha,
         n=len(judged.seeds),
+        look=judged.look.as_dict() if judged.look else None,
         needs=judged.needs.as_dict() if judged.needs else None,
         primary=judged.primary,
         adjusted=judged.adjusted,
@@ -43,8 +45,7 @@ def statement(found: StudyEvidence, judged: Judged) -> str:
     parts = [headline(found, judged)]
     if judged.needs:
         parts.append(f"To decide: {judged.needs.text}.")
-    if judged.final and judged.verdict == "undecided":
-        parts.append("That was the last planned look: the answer stands.")
+    parts += [text for text in (looks_text(judged),) if text]
     if comparison.pairing.lost:
         parts.append(lost_text(comparison.pairing))
     parts += [f"{text[0].upper()}{text[1:]}." for text in (comparison.guard.text,) if text]
@@ -80,7 +81,18 @@ def figures(found: StudyEvidence, judged: Judged) -> str:
         level = entries.level_text(1.0 - judged.alpha)
         alone = " over seeds alone" if claim.spread is None else ""
         interval = f"{level} interval {entries.bounds(judged.interval, claim.show)}{alone}{holm}"
-    return f"{interval}, {entries.seeds_text(n)}, {claim.margin_text}"
+    look = f", {judged.look.text}" if judged.look else ""
+    return f"{interval}, {entries.seeds_text(n)}{look}, {claim.margin_text}"
+
+
+def looks_text(judged: Judged) -> str:
+    """What comes after an undecided look: the next planned one, or nothing."""
+    if judged.look is None or judged.verdict != "undecided":
+        return ""
+    following = next_look(judged.look.of, judged.look.n)
+    if following is None:
+        return "That was the last planned look: the answer stands."
+    return f"The next planned look is at {following} seeds (loracle run --decide)."
 
 
 def lost_text(pairing: Pairing) -> str:
