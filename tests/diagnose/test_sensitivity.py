@@ -110,6 +110,7 @@ def test_int8_is_weight_only_and_mild(base, nf4) -> None:
     assert (worst["double_quant"], worst["block_size"]) == (None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2-ref", "llama-ref"])
 def test_nothing_stands_out_on_a_healthy_base(shared, name, monkeypatch) -> None:
     whole = units_of
@@ -121,6 +122,7 @@ def test_nothing_stands_out_on_a_healthy_base(shared, name, monkeypatch) -> None
     assert found[-1]["agreement"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_job_makes_a_sweep_once(tmp_path, monkeypatch) -> None:
     asked = {"base": "gpt2-demo", "model": "gpt2-demo", "revision": None, "double_quant": None, "block_size": None}
     job = {"device": "cpu", "sweeps": [{**asked, "codec": "fp32", "inputs_sha256": "a"}]}

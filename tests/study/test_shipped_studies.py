@@ -329,6 +329,7 @@ def test_every_arm_of_dialogpt_recomputes_its_activations(plan_of: Callable[...,
     ]  # the hub is out of reach, the plan is not
 
 
+@pytest.mark.slow
 def test_the_larger_qwen(plan_of: Callable[..., dict[str, Any]]) -> None:
     overrides = next(
         overrides_of(rest) for _, _, rest in commands(ROOT / "studies" / "qwen-sst2.yaml") if "name=qwen7b-sst2" in rest
