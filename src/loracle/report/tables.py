@@ -14,7 +14,8 @@ from loracle.report.tables_sensitivity import sensitivity
 from loracle.report.wording import mean
 from loracle.verdict.entries import Entry
 from loracle.verdict.knowledge import lost_by
-from loracle.verdict.similarity import layer_profile, null_pairs
+from loracle.verdict.likeness import null_of
+from loracle.verdict.similarity import layer_profile
 
 QUALITY = ("degradation", "gain_kept", "task_metric")
 MATCH = 0.95
@@ -91,7 +92,7 @@ def similarity_groups(data: StudyData) -> Iterator[tuple[CellData | None, str, l
     order = {cell.id: i for i, cell in enumerate(data.cells)}
     for cell_id in sorted(groups, key=lambda c: (order.get(c, len(order)), c)):
         first = groups[cell_id][0]
-        null, same = null_pairs(pairs, first.get("rank"), first.get("targets"))
+        null, same, _ = null_of(data.evidence(), first.get("rank"), first.get("targets"))
         yield data.by_cell.get(cell_id), cell_id, groups[cell_id], list(null), same
 
 
