@@ -177,6 +177,7 @@ class StudyData:
             probes=self.probes,
             questions=_questions(self.study),
             seeds=self.seeds,
+            sensitivity=self.sensitivity,
         )
 
 

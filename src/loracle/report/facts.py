@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, sensitivity, wording
+from loracle.report import answers, grids, grids_parts, hypotheses, sensitivity, wording
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -90,6 +90,7 @@ class Facts:
     agreement: Grid | None
     similarity: Grid | None
     sensitivity: Sequence[Grid]
+    hypotheses: hypotheses.Section
     memory: Grid
     speed: Grid
     latency: Grid | None
@@ -109,6 +110,7 @@ def gather(
     advice: Mapping[str, Any],
     tables: Mapping[str, Table],
     figures: Sequence[Figure],
+    hypothesis_entries: Sequence[Entry],
 ) -> Facts:
     """All facts of a study's report."""
     examples, examples_note = answers.examples(data, advice)
@@ -135,6 +137,7 @@ def gather(
         agreement=grids.agreement(tables["agreement"]),
         similarity=grids.similarity(tables["similarity_by_layer"]),
         sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
+        hypotheses=hypotheses.section(data, hypothesis_entries),
         memory=grids.memory(tables["memory"]),
         speed=grids.speed(tables["speed"]),
         latency=grids_parts.latency(tables["latency"]),

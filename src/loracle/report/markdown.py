@@ -55,6 +55,7 @@ def _lines(facts: Facts) -> Iterator[str]:
     for optional in (facts.similarity, facts.agreement):
         if optional is not None:
             yield from _grid(optional)
+    yield from _hypotheses(facts)
     yield from ("## Memory and speed", "")
     yield from _figures(facts, "memory_comparison.png")
     yield from _groups(facts.topics["resources"])
@@ -120,6 +121,24 @@ def _groups(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         yield from (f"### {inert(group.title)}", "")
         yield from _sentences(group.sentences)
+
+
+def _hypotheses(facts: Facts) -> Iterator[str]:
+    section = facts.hypotheses
+    yield from ("## Hypotheses", "")
+    for one in section.answers:
+        yield f"- **{inert(one.verdict)}**: **{inert(f'{one.name}: {one.claim}.')}** {inert(one.answer)}"
+    yield ""
+    for one in section.answers:
+        if one.parts is not None:
+            yield from _grid(one.parts)
+            yield from (
+                f"- **{inert(verdict)}**: **{inert(part)}.** {inert(text)}" for verdict, part, text in one.words
+            )
+            yield ""
+    if section.depth is not None:
+        yield from _grid(section.depth)
+    yield from (inert(section.note), "")
 
 
 def _grid(grid: Grid) -> Iterator[str]:

@@ -14,7 +14,14 @@ from loracle.report.facts import Facts
 from loracle.report.wording import plural
 
 TEMPLATES = Path(__file__).parent / "templates"
-MARKS = {"supported": "✓", "rejected": "✕", "undecided": "?", "confounded": "≠"}
+MARKS = {
+    "supported": "✓",
+    "rejected": "✕",
+    "undecided": "?",
+    "confounded": "≠",
+    "partially supported": "◐",
+    "not asked": "–",
+}
 
 
 def render(facts: Facts) -> str:
