@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, hypotheses, sensitivity, wording
+from loracle.report import answers, failures, fidelity, grids, grids_parts, hypotheses, sensitivity, wording
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -91,6 +91,8 @@ class Facts:
     similarity: Grid | None
     sensitivity: Sequence[Grid]
     hypotheses: hypotheses.Section
+    failures: Sequence[Grid]
+    guard: Grid | None
     memory: Grid
     speed: Grid
     latency: Grid | None
@@ -134,10 +136,12 @@ def gather(
         figures={figure.file: figure for figure in figures},
         topics={topic: _groups(entries, questions) for topic, questions in TOPICS.items()},
         cells=grids.cells(data),
-        agreement=grids.agreement(tables["agreement"]),
+        agreement=fidelity.fidelity(data, tables["agreement"], entries),
         similarity=grids.similarity(tables["similarity_by_layer"]),
         sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
         hypotheses=hypotheses.section(data, hypothesis_entries),
+        failures=failures.modes(data, entries),
+        guard=failures.guard(data),
         memory=grids.memory(tables["memory"]),
         speed=grids.speed(tables["speed"]),
         latency=grids_parts.latency(tables["latency"]),

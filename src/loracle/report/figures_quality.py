@@ -30,7 +30,10 @@ DEGRADATION_CAPTION = (
 
 
 def draw_degradation(figure: Any, data: StudyData, entries: Sequence[Entry], tables: Any, theme: Theme) -> str:
-    found = {str(e["arm"]): e for e in entries if e["question"] == "degradation" and e["estimate"] is not None}
+    asked = [e for e in entries if e["question"] == "degradation" and e["estimate"] is not None]
+    found = {str(e["arm"]): e for e in asked if e["verdict"] != "confounded"}
+    if asked and not found:
+        raise NoData("every comparison with 16-bit is confounded")
     cells = [cell for cell in data.cells if cell.id in found]
     if not cells:
         raise NoData("no quantized run has a finished 16-bit run of the same seed to be held against")

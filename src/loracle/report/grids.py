@@ -143,26 +143,6 @@ def _task_metrics(data: StudyData) -> list[str]:
     return [*([task] if task else []), *([beside] if beside is not None and known else [])]
 
 
-def agreement(table: Table) -> Grid | None:
-    if not table.rows:
-        return None
-    heads = ["cell", "token match (95% interval)", "identical", "≥ 0.95?", "seeds", "items"]
-    rows = []
-    for row in table.rows:
-        low, high = row["token_match_low"], row["token_match_high"]
-        match = f"{row['token_match_mean']:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
-        exact = wording.fraction(row["exact_mean"])
-        reach = "yes" if row["at_least_0_95"] else "no"
-        rows.append(
-            _numbers(
-                str(row.get("label", row["cell"])), match, exact, reach, str(row["n"]), wording.count(row["items"])
-            )
-        )
-    return Grid(
-        "Token match with the 16-bit twin", heads, rows, "Greedy generations of a run and its 16-bit twin (same seed)."
-    )
-
-
 def similarity(table: Table) -> Grid | None:
     """Mean over layers, per cell."""
     if not table.rows:

@@ -63,6 +63,10 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from _grid(facts.speed)
     if facts.latency is not None:
         yield from _grid(facts.latency)
+    yield from ("## Failure modes", "")
+    for optional in (*facts.failures, facts.guard):
+        if optional is not None:
+            yield from _grid(optional)
     yield from ("## Every planned run", "", ", ".join(f"{n} {state}" for state, n in facts.states) + ".", "")
     if facts.unfinished is not None:
         yield from _grid(facts.unfinished)
