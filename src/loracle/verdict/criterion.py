@@ -114,10 +114,13 @@ def _above(cases: Sequence[Case]) -> Part:
     low = [c.likeness for c in cases if c.likeness["verdict"] == REJECTED]
     text = f"Of {_cells(len(cases))} {states.count(SUPPORTED)} above {THRESHOLD:g}, {states.count(REJECTED)} below,"
     text += f" {states.count(UNDECIDED)} undecided; least alike: {least['statement']}"
-    inside = [e for e in low if e["difference"] != "worse"]
+    inside = [e for e in low if e["difference"] == "not shown"]
+    unknown = [e for e in low if e["difference"] is None]
     if inside:
         text += f" In {len(inside)} of the {len(low)} below it the null is not shown to be more alike:"
         text += " that says nothing against quantization."
+    if unknown:
+        text += f" In {len(unknown)} of the {len(low)} below it the null has too few pairs to tell."
     given = {
         k: least[k] for k in ("estimate", "interval", "n", "level", "margin", "arm", "reference", "needs", "difference")
     }

@@ -73,7 +73,7 @@ def _needs_more(entry: Entry, enough: Sequence[Entry]) -> list[Part]:
         state, text = UNDECIDED, "One of the two has no rank that is shown to be enough."
     elif mine["interval"] is not None and low < high:
         state, text = SUPPORTED, f"In 16-bit rank {low} is enough, quantized {high} is and the next smaller one is not."
-    elif high <= low and (other["interval"] is not None or other["verdict"] == mine["verdict"] == SUPPORTED):
+    elif mine["verdict"] == SUPPORTED and high <= low:  # below the largest, which is enough by definition
         state, text = REJECTED, f"Rank {high} is enough quantized, {low} in 16-bit."
     else:
         state, text = (
