@@ -20,19 +20,25 @@ def modes(data: StudyData, entries: Sequence[Entry]) -> list[Grid]:
     findings = failure_modes(data.evidence(), entries)
     there = [f for f in findings if f.state == FOUND]
     rest = [f for f in findings if f.state != FOUND]
-    grids = []
-    if there:
-        heads = ["failure mode", "symptom", "cause", "mitigation", "records"]
-        rows = [
-            [Item(f.mode.name), *(Item(plain(t)) for t in (f.symptom, f.mode.cause, f.mode.mitigation, _records(f)))]
-            for f in there
-        ]
-        grids.append(Grid("Found", heads, rows))
+    grids = [_found(finding) for finding in there]
     if rest:
         rows = [[Item(f.mode.name), Item(f.state), Item(plain(f.symptom))] for f in rest]
         note = "Not found is not proven absent: each mode is looked for by the signs that docs/failure-modes.md names."
         grids.append(Grid("Not found, or not checked", ["failure mode", "", "why"], rows, note))
     return grids
+
+
+def _found(finding: Finding) -> Grid:
+    mode = finding.mode
+    told = (
+        ("symptom", finding.symptom),
+        ("cause", mode.cause),
+        ("mitigation", mode.mitigation),
+        ("records", _records(finding)),
+    )
+    return Grid(
+        f"Found: {mode.name}", ["", "from the records"], [[Item(name), Item(plain(text))] for name, text in told]
+    )
 
 
 def _records(finding: Finding) -> str:

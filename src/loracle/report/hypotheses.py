@@ -58,7 +58,7 @@ def _hypothesis(name: str, found: Sequence[Entry]) -> Hypothesis:
             Item(_estimate(part), number=True),
             Item(_interval(part), number=True),
             Item(str(part["n"]), number=True),
-            Item(wording.plural(len(part["records"]), "run") if part["records"] else wording.NONE, number=True),
+            Item(str(len(part["records"])), number=True),
         ]
         for part in parts
     ]

@@ -29,6 +29,8 @@ CLAIM = "matrices differ in sensitivity to quantization; Q and V differ from K a
 ATTENTION = ("q", "k", "v", "o")
 MLP = ("gate", "up", "down", "gate_up")
 LEVEL = 0.95
+BOTH = "both together"
+SWEEPS = ("diagnose/sensitivity_sweeps.json",)
 BEYOND = "One base and one text: layers are the units, so this says nothing of other models."
 Row = Mapping[str, Any]
 
@@ -68,7 +70,15 @@ def differ(sweep: Row) -> Part:
     claim = "kinds of matrices differ in the loss that quantizing one of them adds"
     if len(kinds) < 3 or len(whole_layers) < MIN_SEEDS:
         text = f"{len(kinds)} kinds in {len(whole_layers)} layers; the test needs three of each. {BEYOND}"
-        return Part("matrices differ", claim, UNDECIDED, text, given={"n": len(whole_layers)}, scope=_scope(sweep))
+        return Part(
+            "matrices differ",
+            claim,
+            UNDECIDED,
+            text,
+            given={"n": len(whole_layers)},
+            records=SWEEPS,
+            scope=_scope(sweep),
+        )
     values = np.array([[float(layers[n][k]["delta_loss"]) for k in kinds] for n in whole_layers])
     f, p = friedman(values)
     means = dict(zip(kinds, values.mean(axis=0).tolist(), strict=True))
@@ -78,7 +88,7 @@ def differ(sweep: Row) -> Part:
     text += " A difference that is not shown may still be there." if state == UNDECIDED else ""
     text += f"{_left_out(layers, whole_layers)} {BEYOND}"
     given = {"estimate": max(means.values()) - min(means.values()), "n": len(values), "level": LEVEL, "margin": 0.0}
-    return Part("matrices differ", claim, state, text, "delta_loss_spread", given, scope=_scope(sweep))
+    return Part("matrices differ", claim, state, text, "delta_loss_spread", given, records=SWEEPS, scope=_scope(sweep))
 
 
 def friedman(values: Array) -> tuple[float, float]:
@@ -97,19 +107,19 @@ def friedman(values: Array) -> tuple[float, float]:
 def contrast(sweep: Row) -> Part:
     """Whether quantizing Q or V adds another loss than quantizing K, and than a matrix of the MLP."""
     layers = by_layer(sweep)
-    groups = {"k": ("k",), "the MLP": MLP, "both": ("k", *MLP)}
+    groups = {"k": ("k",), "the MLP": MLP, BOTH: ("k", *MLP)}
     taken = {name: _differences(layers, kinds) for name, kinds in groups.items()}
     intervals = {name: _interval(values) for name, values in taken.items()}
     shown = [name for name in ("k", "the MLP") if (found := intervals[name]) and not found[0] <= 0 <= found[1]]
     state = SUPPORTED if len(shown) == 2 else PARTLY if shown else UNDECIDED
-    n = len(taken["both"])
-    text = f"Loss added by q or v less that by {_figures('k', taken, intervals)}; by {_figures('the MLP', taken, intervals)};"
-    text += f" by {_figures('both', taken, intervals)}. Mean over {n} layer{'' if n == 1 else 's'}, nats per token, one matrix each."
+    n = len(taken[BOTH])
+    text = f"Loss added by q or v less that of {_figures('k', taken, intervals)}; of {_figures('the MLP', taken, intervals)};"
+    text += f" of {_figures(BOTH, taken, intervals)}. Mean over {n} layer{'' if n == 1 else 's'}, nats per token, one matrix each."
     text += _sizes(layers)
     text += " A difference that is not shown may still be there." if state != SUPPORTED else ""
-    both = taken["both"]
+    both = taken[BOTH]
     given = {
-        "estimate": float(np.mean(both)) if len(both) else None, "interval": intervals["both"], "n": n, "level": LEVEL, "margin": 0.0,
+        "estimate": float(np.mean(both)) if len(both) else None, "interval": intervals[BOTH], "n": n, "level": LEVEL, "margin": 0.0,
     }  # fmt: skip
     claim = "quantizing Q or V adds another loss than quantizing K, and than quantizing a matrix of the MLP"
     return Part(
@@ -119,6 +129,7 @@ def contrast(sweep: Row) -> Part:
         f"{text} {BEYOND}",
         "delta_loss_difference",
         given,
+        records=SWEEPS,
         scope=_scope(sweep),
     )
 
