@@ -91,6 +91,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "base", "codec", "double_quant", "block_size", "text", "tokens", "base_loss", "unit", "place", "module", "layer",
         "kind", "delta_loss", "kl", "agreement", "params",
     ),
+    "failure_modes": ("mode", "state", "symptom", "cause", "mitigation", "records"),
+    "comparisons": ("arm", "reference", "compared_for", "differences", "confounded", "recipe", "judged"),
     "data_audit": ("data", "field", "value"),
 }  # fmt: skip
 

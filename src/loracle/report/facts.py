@@ -43,6 +43,8 @@ TABLE_NOTES = {
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
+    "failure_modes": "known ways in which a study goes wrong: found, not found, not checked",
+    "comparisons": "every pair of arms and what the two differ in",
     "data_audit": "what was read, dropped, cut and repeated",
 }
 

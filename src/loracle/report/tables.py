@@ -8,6 +8,7 @@ from typing import Any
 
 from loracle.report.columns import CELL_METRICS, COLUMNS, COMPONENTS, LATENCY, RUN_METRICS, Table, named, summary
 from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
+from loracle.report.tables_checks import differing, failures
 from loracle.report.tables_classes import classes, confusion
 from loracle.report.tables_methods import methods
 from loracle.report.tables_sensitivity import sensitivity
@@ -37,6 +38,8 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "classes": classes(data),
         "latency": _latency(data),
         "layer_sensitivity": sensitivity(data),
+        "failure_modes": failures(data, entries),
+        "comparisons": differing(data),
         "data_audit": _audit(data),
     }
     return {name: Table(name, list(found)) for name, found in rows.items()}
