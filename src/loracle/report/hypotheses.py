@@ -10,7 +10,7 @@ from loracle.report.evidence import StudyData
 from loracle.report.grids import Grid, Item
 from loracle.report.inert import plain
 from loracle.verdict import entries as words
-from loracle.verdict.criterion import Depth, depth
+from loracle.verdict.criterion import Depth, Moment, along, depth
 from loracle.verdict.entries import Entry
 from loracle.verdict.hypotheses import HYPOTHESES
 
@@ -18,6 +18,8 @@ NOTE = (
     "Hypotheses are exploratory: n counts paired seeds, but layers where a matrix was quantized by itself. "
     "All figures, intervals, levels and records are in verdicts.json under H1, H2 and H3."
 )
+
+NOT_ALONG = "Likeness along training was not measured: these runs kept no adapters at their evaluation points (diagnose.along_training)."
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,20 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Section:
-    """The section “Hypotheses”; ``depth`` is None where no updates were compared."""
+    """The section “Hypotheses”; ``depth`` and ``along`` are None where that was not measured, ``along_note`` says why."""
 
     answers: Sequence[Hypothesis]
     depth: Grid | None
+    along: Grid | None
+    along_note: str
     note: str = NOTE
 
 
 def section(data: StudyData, answers: Sequence[Entry]) -> Section:
     """Everything that the section says."""
-    return Section(
-        [_hypothesis(name, [e for e in answers if e["question"] == name]) for name in HYPOTHESES], _depths(data)
-    )
+    told = [_hypothesis(name, [e for e in answers if e["question"] == name]) for name in HYPOTHESES]
+    depths, moments = _depths(data), _along(data)
+    return Section(told, depths, moments, NOT_ALONG if depths is not None and moments is None else "")
 
 
 def _hypothesis(name: str, found: Sequence[Entry]) -> Hypothesis:
@@ -109,6 +113,31 @@ def _depths(data: StudyData) -> Grid | None:
     heads = ["cell", "layers", "cosine", "null's cosine", "late less early (95% interval)", "pairs"]
     note = "First, middle and last layer, mean over pairs. Late less early: the last third of the layers less the first, pair by pair."
     return Grid("Likeness of the updates from early to late layers", heads, rows, note)
+
+
+def _along(data: StudyData) -> Grid | None:
+    """Cosine by step, the null's beside it."""
+    known = [(cell, found) for cell in data.cells if cell.reference and (found := along(data.evidence(), cell.raw))]
+    if not known:
+        return None
+    steps = sorted({moment.step for _, found in known for moment in found})
+    rows = []
+    for cell, found in known:
+        by_step = {moment.step: moment for moment in found}
+        texts = [_moment(by_step.get(step)) for step in steps]
+        rows.append(
+            [Item(cell.label), *(Item(text, number=True) for text in texts), Item(str(found[0].n), number=True)]
+        )
+    note = "Mean cosine of ΔW over modules and pairs at the evaluation points; in brackets the null's."
+    return Grid(
+        "Likeness of the updates along training", ["cell", *(f"step {step}" for step in steps), "pairs"], rows, note
+    )
+
+
+def _moment(moment: Moment | None) -> str:
+    if moment is None:
+        return wording.NONE
+    return f"{moment.cosine:.3f}" + ("" if moment.null is None else f" ({moment.null:.3f})")
 
 
 def _slope(found: Depth) -> str:

@@ -140,9 +140,11 @@ def _hypotheses(facts: Facts) -> Iterator[str]:
                 f"- **{inert(verdict)}**: **{inert(part)}.** {inert(text)}" for verdict, part, text in one.words
             )
             yield ""
-    if section.depth is not None:
-        yield from _grid(section.depth)
-    yield from (inert(section.note), "")
+    for grid in (section.depth, section.along):
+        if grid is not None:
+            yield from _grid(grid)
+    for text in (section.along_note, section.note):
+        yield from (inert(text), "") if text else ()
 
 
 def _grid(grid: Grid) -> Iterator[str]:

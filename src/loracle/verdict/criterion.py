@@ -93,6 +93,32 @@ def depth(found: StudyEvidence, cell: Record) -> Depth | None:
     )
 
 
+@dataclass(frozen=True)
+class Moment:
+    """The mean cosine over a cell's pairs after ``step``, the null's beside it."""
+
+    step: int
+    cosine: float
+    n: int
+    null: float | None
+
+
+def along(found: StudyEvidence, cell: Record) -> list[Moment]:
+    """Likeness along training, by step; empty where adapters were not kept at the evaluation points."""
+    null, _, _ = null_of(found, rank_of(cell), cell.get("targets"))
+    own, beside = _by_step(pairs_of(found, cell)), _by_step(null)
+    means = {step: float(np.mean(values)) for step, values in beside.items()}
+    return [Moment(step, float(np.mean(own[step])), len(own[step]), means.get(step)) for step in sorted(own)]
+
+
+def _by_step(pairs: Sequence[Pair]) -> dict[int, list[float]]:
+    values: dict[int, list[float]] = {}
+    for point in (point for pair in pairs for point in pair.get("along") or []):
+        if point.get("cosine") is not None:
+            values.setdefault(int(point["step"]), []).append(float(point["cosine"]))
+    return values
+
+
 def _mean(pair: Pair, layers: set[Any]) -> float | None:
     found = [x["cosine"] for x in pair.get("layers", []) if x.get("layer") in layers and x.get("cosine") is not None]
     return float(np.mean(found)) if found else None
