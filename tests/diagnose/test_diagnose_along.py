@@ -13,6 +13,9 @@ from loracle.adapters.peft_files import read_adapter
 from loracle.cli.app import app
 from loracle.diagnose.along import along
 from loracle.store.layout import StudyFolder
+from loracle.worker.along import keep
+from tests.conftest import text_rows
+from tests.engine import RunSpec, base, make_fit
 
 STUDY = """
 name: along
@@ -37,6 +40,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
+def test_kept_adapters_are_those_of_their_step(tmp_path: Path) -> None:
+    """Two seeds of one cohort, kept after two steps and after three; where only one has a step it is left out."""
+    loaded, rows = base(), text_rows(16)
+    fit, cohort = make_fit(
+        loaded, [RunSpec(n, rank=2, targets=("q", "v"), seed=i) for i, n in enumerate("ab")], rows, 3
+    )
+    place, modules = StudyFolder(tmp_path), {site.module: {"layer": site.layer} for site in cohort.members[0].sites}
+    for step in range(3):
+        fit.step(step, fit.batches(step))
+        if step:
+            keep(place, ["a", "b"], loaded, cohort, step + 1)
+    assert [point["step"] for point in along(place, "a", "b", modules)] == [2, 3]
+    assert [point["cosine"] for point in along(place, "a", "a", modules)] == pytest.approx([1.0, 1.0])
+    first, last = (read_adapter(place.along("a", step)) for step in (2, 3))
+    assert any(bool((first[name].b != last[name].b).any()) for name in first)
+    (place.along("b", 2) / "adapter_config.json").unlink()
+    [point] = along(place, "a", "b", modules)
+    assert point["step"] == 3
+    assert -1 <= point["cosine"] <= 1
+    assert along(place, "a", "nobody", modules) == []
+
+
+@pytest.mark.slow
 def test_adapters_are_kept_and_compared_at_every_evaluation_point(folder: Path) -> None:
     pairs = json.loads((folder / "diagnose" / "similarity.json").read_text())["pairs"]
     assert {pair["kind"] for pair in pairs} == {"precision", "null"}
@@ -52,15 +78,7 @@ def test_adapters_are_kept_and_compared_at_every_evaluation_point(folder: Path) 
     assert "step 3 | step 6" in report
 
 
-def test_steps_that_only_one_has_are_left_out(folder: Path, tmp_path: Path) -> None:
-    pair = json.loads((folder / "diagnose" / "similarity.json").read_text())["pairs"][0]
-    for run in (pair["a"], pair["b"]):
-        shutil.copytree(folder / "runs" / run, tmp_path / "runs" / run)
-    (tmp_path / "runs" / pair["b"] / "along" / "step-00000003" / "adapter_config.json").unlink()
-    modules = json.loads((folder / "runs" / pair["a"] / "record.json").read_text())["modules"]
-    assert [p["step"] for p in along(StudyFolder(tmp_path), pair["a"], pair["b"], modules)] == [6]
-
-
+@pytest.mark.slow
 def test_what_was_not_kept_is_not_measured_and_says_so(folder: Path) -> None:
     for path in (folder / "runs").glob("*/along"):
         shutil.rmtree(path)

@@ -145,3 +145,19 @@ def test_failure_modes_of_a_folder(unfinished: Path, full: Path) -> None:
     assert "found" not in clean.values()
     assert clean["extreme layer sensitivity"] == "not checked"
     assert "Found:" not in page(full)
+
+
+def test_likeness_along_training_where_it_was_measured(tmp_path: Path, full: Path) -> None:
+    assert "Likeness along training was not measured" in page(full)
+    root = write_study(tmp_path, ranks=(8,))
+
+    def similarity(value: dict[str, Any]) -> None:
+        for pair in value["pairs"]:
+            first = 0.99 if pair["kind"] == "null" else 0.97
+            pair["along"] = [{"step": 30, "cosine": first}, {"step": 60, "cosine": first - 0.05}]
+
+    edit(root / "diagnose" / "similarity.json", similarity)
+    write_report(root)
+    text = page(root)
+    assert "cell step 30 step 60 pairs nf4-r8-qkv 0.970 (0.990) 0.920 (0.940) 3" in text
+    assert "along training was not measured" not in text
