@@ -15,6 +15,7 @@ from loracle.verdict import variants
 from loracle.verdict.confounds import Guard, precision_label
 from loracle.verdict.evidence import Record, StudyEvidence, pair
 from loracle.verdict.methods import against_lora
+from loracle.verdict.mixing import uniform_twin
 from loracle.verdict.resources import guarded
 from loracle.verdict.scope import arms, check, method_of, rank_groups
 
@@ -41,8 +42,15 @@ class Compared:
 
 
 def comparisons(found: StudyEvidence) -> list[Compared]:
-    """All of them: precisions, memory and speed, ranks, targets, methods, cells without a twin."""
-    return [*_precisions(found), *_ranks(found), *_targets(found), *_methods(found), *_without_twin(found)]
+    """All of them: precisions, memory and speed, mixed precisions, ranks, targets, methods, cells without a twin."""
+    return [
+        *_precisions(found),
+        *_mixed(found),
+        *_ranks(found),
+        *_targets(found),
+        *_methods(found),
+        *_without_twin(found),
+    ]
 
 
 def _precisions(found: StudyEvidence) -> Iterator[Compared]:
@@ -56,6 +64,14 @@ def _precisions(found: StudyEvidence) -> Iterator[Compared]:
         else:
             yield Compared("losses, scores, updates", arm, reference, quality)
             yield Compared("memory, speed", arm, reference, resources)
+
+
+def _mixed(found: StudyEvidence) -> Iterator[Compared]:
+    for arm in arms(found):
+        uniform = uniform_twin(found, arm)
+        if uniform is not None:
+            guard = check(found, arm, uniform, "precision", None, pair(found, arm, uniform))
+            yield Compared("share of the gap closed", arm, uniform, guard)
 
 
 def _ranks(found: StudyEvidence) -> Iterator[Compared]:

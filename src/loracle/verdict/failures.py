@@ -18,6 +18,7 @@ from loracle.verdict.compared import comparisons
 from loracle.verdict.confounds import listed
 from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import Record, StudyEvidence
+from loracle.verdict.matrices import untrained
 
 FOUND, NOT_FOUND, NOT_CHECKED = "found", "not found", "not checked"
 
@@ -115,7 +116,7 @@ def rank_too_small(given: Sequence[Entry]) -> Finding:
 
 def extreme_layer(found: StudyEvidence) -> Finding:
     """One matrix that costs much, and far more than the others; or makes the loss infinite."""
-    sweeps = [s for s in (found.sensitivity or {}).get("sweeps") or [] if len(_matrices(s)) >= FEW_MATRICES]
+    sweeps = [s for s in untrained(found) if len(_matrices(s)) >= FEW_MATRICES]
     if not sweeps:
         return Finding(LAYER, NOT_CHECKED, "no matrix was quantized by itself (question sensitivity)")
     shown = [text for sweep in sweeps if (text := _extreme(sweep))]

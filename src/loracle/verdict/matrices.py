@@ -37,7 +37,7 @@ Row = Mapping[str, Any]
 
 def answer(found: StudyEvidence, bundle: Any) -> list[Entry]:
     """H2 as a whole, then its parts: two of each sweep, one of the target variants of each precision."""
-    sweeps = [sweep for sweep in (found.sensitivity or {}).get("sweeps") or [] if sweep.get("units")]
+    sweeps = untrained(found)
     parts = [part for sweep in sweeps for part in (differ(sweep), contrast(sweep))]
     parts += variants.parts(found, bundle)
     if not parts:
@@ -47,6 +47,12 @@ def answer(found: StudyEvidence, bundle: Any) -> list[Entry]:
     if not sweeps and state == SUPPORTED:
         state = PARTLY  # variants share matrices: they cannot tell which matrix it is
     return [whole("H2", CLAIM, state, _words(state, bool(sweeps)), parts), *(part.entry("H2") for part in parts)]
+
+
+def untrained(found: StudyEvidence) -> list[Row]:
+    """The sweeps of whole untrained bases that were made; those beside them (after training, on fewer tokens) are left out."""
+    every = (found.sensitivity or {}).get("sweeps") or []
+    return [s for s in every if s.get("units") and s.get("listed", True) and s.get("when", "before") == "before"]
 
 
 def by_layer(sweep: Row) -> dict[int, dict[str, Row]]:
