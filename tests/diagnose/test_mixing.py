@@ -125,3 +125,14 @@ def test_an_adapter_is_worn_as_peft_loads_it(tmp_path: Path) -> None:
     assert torch.equal(before, after)
     assert (worn - before).abs().max() > 0.1
     assert (worn.double() - theirs).abs().max() < 1e-3 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", ["gpt2-ref", "llama-ref"])
+def test_on_a_healthy_base_nothing_needs_keeping(shared, name: str) -> None:
+    source = find(str(shared / "models" / name))
+    tokenizer = load_tokenizer(source)
+    loaded = load_base(source, Cell(task=Task(data="x"), precision="bf16"), torch.device("cpu"))
+    rows, pad = plain_text(tokenizer, 256)[:4], pad_token_id(tokenizer)
+    found = mix(loaded, Codec("nf4"), sweep(loaded, Codec("nf4"), rows, pad, ("all",)), mixed("15%"), 0.05, rows, pad)
+    assert (found["needed"], found["kept"], found["precision"]) == (False, [], "nf4")
+    assert 0 < found["uniform"]["delta_loss"] < 0.05 * found["base_loss"]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from loracle.base.errors import SpecError
-from loracle.spec import parse_study
+from loracle.spec import load_study, parse_study
+from loracle.store.files import read_json
 from loracle.study.cells import planned_cells
+from loracle.study.execute import run_study
 from loracle.study.mixing import _cell, _key, _mixed_rows, is_mixed, margin, resolved
+from loracle.study.preview import preview_plan
 
 BLOCK = {"default": "nf4", "transformer.h.1.attn.c_proj": "bf16"}
 MIXED = {"default": "nf4", "sensitive": "bf16", "budget": "15%"}
@@ -79,6 +82,37 @@ def test_what_is_wrong_is_one_line(changed, words) -> None:
         planned_cells(found)
     assert "precision" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+MIXED_TOO = "vary.precision=[bf16, nf4, {default: nf4, sensitive: bf16, budget: 15%}]"
+
+
+def test_it_is_chosen_once_before_the_plan_is_made(fake, make_study, tmp_path) -> None:
+    folder = tmp_path / "study"
+    assert run_study(make_study(MIXED_TOO), folder).exit_code == 0
+    plan = read_json(folder / "plan.json")
+    labels = [cell["label"] for cell in plan["cells"]]
+    assert labels[-2:] == ["nf4-1xbf16-r2-all-linear", "nf4-1xbf16-r4-all-linear"]
+    assert all(cell["reference"] for cell in plan["cells"][-2:])
+    journal = fake()
+    assert journal.index("jobs/sensitivity") < journal.index("jobs/inspect")
+    run_study(make_study(MIXED_TOO), folder)
+    run_study(load_study(folder / "study.yaml"), folder)  # as it was written: with the block
+    assert fake() == journal
+    assert read_json(folder / "plan.json") == plan
+
+
+def test_nothing_to_keep_is_no_cell(fake, make_study, tmp_path) -> None:
+    folder = tmp_path / "study"
+    fake(nothing_to_keep=True)
+    assert run_study(make_study(MIXED_TOO), folder).exit_code == 0
+    assert len(read_json(folder / "plan.json")["cells"]) == 4
+
+
+def test_a_plan_without_weights_leaves_it_out(fake, make_study) -> None:
+    fake()
+    assert len(preview_plan(make_study(MIXED_TOO))["cells"]) == 4
+    assert len(preview_plan(make_study(MIXED_TOO), measure=True)["cells"]) == 6
 
 
 def test_it_stands_beside_what_it_is_compared_with() -> None:

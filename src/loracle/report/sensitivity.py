@@ -54,8 +54,8 @@ def _grid(name: str, found: Sequence[Row]) -> Grid:
         title = plain(row["module"] or "all of them at once")
         lines.append([Item(title), *(Item(text, number=True) for text in (*cells, wording.count(row["params"])))])
     note = (
-        f"One matrix quantized, everything else 16-bit, {_when(found[0])}; {wording.count(found[0]['tokens'])} scored tokens. "
-        "KL: of the base's distributions from the quantized one's, nats a token. Every matrix, slice, "
+        f"One matrix quantized, everything else 16-bit, {_when(found[0])}; {wording.count(found[0]['tokens'])} scored tokens of "
+        f"{plain(found[0]['text'])}. KL: of the base's distributions from the quantized one's, nats a token. Every matrix, slice, "
         "kind and layer is in tables/layer_sensitivity.csv."
     )
     heads = ["matrix", "loss added", "KL", "same greedy token", "parameters"]

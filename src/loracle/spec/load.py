@@ -168,7 +168,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 
 def _of_precision(problems: Sequence[Any]) -> Any:
     """Of the errors of a precision's three forms that of the form that was meant: in a block the wrong word inside it."""
-    block = next((p["input"] for p in problems if isinstance(p.get("input"), dict)), {})
+    block: Any = next((p["input"] for p in problems if isinstance(p.get("input"), dict)), {})
     mixed = [p for p in problems if any("Mixed" in str(part) for part in p["loc"])]
     if "budget" in block:
         return mixed[0]
