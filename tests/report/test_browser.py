@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from part_two import write_classification, write_methods
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from browser import Browser, installed
+from tests.browser import Browser, installed
 
 from loracle.report import write_report
 
@@ -99,7 +97,7 @@ def test_headings_descend_one_step_at_a_time(browser: Browser, pages: list[Path]
         levels = browser.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(h => +h.tagName[1])")
         assert levels[0] == 1
         assert levels.count(1) == 1
-        assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+        assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
 def test_the_keyboard_reaches_the_verdicts_first(browser: Browser, pages: list[Path]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, sensitivity, wording
+from loracle.report import answers, grids, grids_compared, grids_parts, sensitivity, wording
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -43,6 +43,9 @@ TABLE_NOTES = {
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
+    "memory_by_rank": "each quantized cell's memory beside its 16-bit twin's, and the reduction",
+    "layer_variants": "target modules side by side: what quantization costs each, memory, and whether one is best",
+    "quality_memory": "each cell's quality and memory, and how probable it is that no other beats it in both",
     "data_audit": "what was read, dropped, cut and repeated",
 }
 
@@ -90,6 +93,10 @@ class Facts:
     agreement: Grid | None
     similarity: Grid | None
     sensitivity: Sequence[Grid]
+    layers: Grid | None
+    variants: Grid | None
+    tradeoff: Grid | None
+    memory_by_rank: Grid | None
     memory: Grid
     speed: Grid
     latency: Grid | None
@@ -135,8 +142,12 @@ def gather(
         agreement=grids.agreement(tables["agreement"]),
         similarity=grids.similarity(tables["similarity_by_layer"]),
         sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
+        layers=grids_compared.layers(tables["similarity_by_layer"]),
+        variants=grids_compared.variants(tables["layer_variants"]),
+        tradeoff=grids_compared.tradeoff(tables["quality_memory"]),
+        memory_by_rank=grids_compared.memory_by_rank(tables["memory_by_rank"]),
         memory=grids.memory(tables["memory"]),
-        speed=grids.speed(tables["speed"]),
+        speed=grids_compared.speed(tables["speed"]),
         latency=grids_parts.latency(tables["latency"]),
         unfinished=grids.unfinished(data),
         states=[(state, n) for state, n in data.count().items()],

@@ -41,8 +41,8 @@ def draw_degradation(figure: Any, data: StudyData, entries: Sequence[Entry], tab
     margins = sorted({100 * math.expm1(e["margin"]) for e in found.values() if e["margin"] is not None})
     for margin in margins:
         axes.axhline(margin, color=theme.ink, linewidth=1.1, linestyle=(0, (2, 2)))
-        axes.annotate(f"margin {margin:.3g}%", (1, margin), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", ha="right", fontsize=8.5, color=theme.ink)  # fmt: skip
+        axes.annotate(f"margin {margin:.3g}%", (0, margin), xycoords=("axes fraction", "data"), xytext=(2, 3),
+                      textcoords="offset points", fontsize=8.5, color=theme.ink)  # fmt: skip
     for line in lines:
         for i, cell in enumerate(line.cells):
             _point(axes, where[cell.id], found[cell.id], line, theme, label=line.name if i == 0 else None)

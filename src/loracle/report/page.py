@@ -44,6 +44,7 @@ SECTIONS = (
     Section("methods", "Methods", "Methods side by side", lambda facts: facts.methods),
     Section("cost", "Cost of quantization", "What quantization costs"),
     Section("likeness", "Likeness", "Do both learn the same?"),
+    Section("tradeoff", "Quality and memory", "Quality against memory"),
     Section("resources", "Memory and speed", "Memory and speed"),
     Section("runs", "Runs", "Every planned run"),
     Section("data", "Data", "Data"),
