@@ -39,7 +39,7 @@ def draw(figure: Any, data: StudyData, entries: Any, tables: Mapping[str, Table]
     heading(figure, f"Quality against memory{'' if measured else ' (predicted, not measured)'}", theme)
     legend(figure, handles_of(*(axes for (axes,) in grid)))
     said = [_said(row, unit, name) for _, rows in panels[:1] for row in rows]
-    return f"{panels[0][0]} against memory: " + "; ".join(said)
+    return f"{panels[0][0]} against memory ({_ground(panels[0][1][0])}): " + "; ".join(said)
 
 
 def _panels(table: Table) -> list[tuple[str, list[Row]]]:
