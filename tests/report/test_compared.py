@@ -1,4 +1,4 @@
-"""Cells held against each other: memory on one ground, relative speed, layer variants, the frontier, three layers."""
+"""Cells held against each other: memory on one ground, relative speed, the frontier, three layers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from loracle.report import write_report
 from loracle.report.columns import Table
 from loracle.report.evidence import read_study
 from loracle.report.footprint import best_basis, footprints, shared_basis
-from loracle.report.tables_compared import _best, layer_variants, quality_memory
-
-SETS = {2: ["q", "v"], 4: ["k", "v"], 8: ["q", "k", "v", "o"], 16: ["q", "k", "v", "o", "up", "down"]}
+from loracle.report.tables_compared import quality_memory
 
 
 def rows(root: Path, name: str) -> list[dict[str, str]]:
@@ -28,27 +26,6 @@ def change(path: Path, how: Any) -> None:
     value = json.loads(path.read_text())
     how(value)
     path.write_text(json.dumps(value))
-
-
-@pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic study with its ranks turned into sets of target modules at rank 8."""
-    root = write_study(tmp_path_factory.mktemp("variants"), probes=False)
-
-    def turn(config: dict[str, Any]) -> None:
-        config["adapter"] |= {"targets": SETS[config["adapter"]["rank"]], "rank": 8}
-
-    def plan(value: dict[str, Any]) -> None:
-        for cell in value["cells"]:
-            cell["targets"] = SETS[cell["rank"]]
-            turn(cell["config"])
-            cell["rank"] = 8
-
-    change(root / "plan.json", plan)
-    for path in (root / "runs").glob("*/record.json"):
-        change(path, lambda record: turn(record["config"]))
-    write_report(root)
-    return root
 
 
 def test_memory_by_rank_is_the_reduction_of_the_probes(full: Path) -> None:
@@ -123,42 +100,6 @@ def test_answers_have_both_of_the_documents_thresholds(full: Path) -> None:
     assert found["nf4-r2-qkv"] == ("no", "no")
     assert found["nf4-r4-qkv"] == ("no", "yes")
     assert found["nf4-r16-qkv"] == ("yes", "yes")
-
-
-def test_layer_variants_stand_side_by_side(variants: Path) -> None:
-    found = [row for row in rows(variants, "layer_variants") if row["precision"] == "nf4"]
-    assert [row["targets"] for row in found] == [", ".join(names) for names in SETS.values()]
-    drops = [float(row["drop_percent"]) for row in found]
-    assert drops == sorted(drops, reverse=True)
-    assert all(
-        float(row["drop_low_percent"]) < float(row["drop_percent"]) < float(row["drop_high_percent"]) for row in found
-    )
-    assert {row["memory_basis"] for row in found} == {"predicted parts"}
-    assert {row["best"] for row in found} <= {"yes", "no", "not shown"}
-    sixteen = [row for row in rows(variants, "layer_variants") if row["precision"] == "bf16"]
-    assert {(row["drop_percent"], row["best"]) for row in sixteen} == {("", "")}
-    assert "Layer variants" in (variants / "report" / "index.html").read_text(encoding="utf-8")
-
-
-def test_a_study_of_one_set_of_targets_has_no_variants(full: Path) -> None:
-    assert rows(full, "layer_variants") == []
-    assert "Layer variants" not in (full / "report" / "index.html").read_text(encoding="utf-8")
-    data = read_study(full)
-    assert list(layer_variants(data, Table("memory", []))) == []
-
-
-def drop(low: float | None, high: float | None) -> dict[str, float | None]:
-    middle = 1.0 if low is None or high is None else (low + high) / 2
-    return {"drop_percent": middle, "drop_low_percent": low, "drop_high_percent": high}
-
-
-def test_best_is_said_only_where_intervals_lie_apart() -> None:
-    apart = {"a": drop(0, 1), "b": drop(2, 3), "c": drop(2.5, 4)}
-    assert [_best(name, apart) for name in apart] == ["yes", "no", "no"]
-    overlap = {"a": drop(0, 2), "b": drop(1, 3), "c": drop(2.5, 4)}
-    assert [_best(name, overlap) for name in overlap] == ["not shown", "not shown", "no"]
-    assert _best("a", {"a": drop(None, None), "b": drop(0, 1)}) == "not shown"
-    assert _best("a", {"a": drop(0, 1)}) is None
 
 
 def test_the_frontier_has_its_probability(full: Path) -> None:

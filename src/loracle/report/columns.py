@@ -96,10 +96,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *_CELL, "reference", "basis", "device", "storage", "reference_bytes", "bytes", "reduction_percent",
         "also_differs_in", "reason",
     ),
-    "layer_variants": (
-        *_CELL, "reference", "n", "drop_percent", "drop_low_percent", "drop_high_percent",
-        *(f"eval_loss_{part}" for part in ("mean", "low", "high", "n")), "memory_bytes", "memory_basis", "device", "best",
-    ),
     "quality_memory": (
         *_CELL, "base", "task", "metric", "mean", "low", "high", "n", "memory_bytes", "memory_basis", "device",
         "frontier_probability",

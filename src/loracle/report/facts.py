@@ -44,7 +44,6 @@ TABLE_NOTES = {
     "latency": "time to answer one prompt, and to its first token",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
     "memory_by_rank": "each quantized cell's memory beside its 16-bit twin's, and the reduction",
-    "layer_variants": "target modules side by side: what quantization costs each, memory, and whether one is best",
     "quality_memory": "each cell's quality and memory, and how probable it is that no other beats it in both",
     "data_audit": "what was read, dropped, cut and repeated",
 }
@@ -93,8 +92,7 @@ class Facts:
     agreement: Grid | None
     similarity: Grid | None
     sensitivity: Sequence[Grid]
-    layers: Grid | None
-    variants: Grid | None
+    layer_places: Grid | None
     tradeoff: Grid | None
     memory_by_rank: Grid | None
     memory: Grid
@@ -142,8 +140,7 @@ def gather(
         agreement=grids.agreement(tables["agreement"]),
         similarity=grids.similarity(tables["similarity_by_layer"]),
         sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
-        layers=grids_compared.layers(tables["similarity_by_layer"]),
-        variants=grids_compared.variants(tables["layer_variants"]),
+        layer_places=grids_compared.layer_places(tables["similarity_by_layer"]),
         tradeoff=grids_compared.tradeoff(tables["quality_memory"]),
         memory_by_rank=grids_compared.memory_by_rank(tables["memory_by_rank"]),
         memory=grids.memory(tables["memory"]),

@@ -1,4 +1,4 @@
-"""Tables to read of cells held against each other: memory by rank, layers, layer variants, quality and memory."""
+"""Tables to read of cells held against each other: memory by rank, three layers, speed, quality and memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def memory_by_rank(table: Table) -> Grid | None:
     return Grid("Memory by rank", heads, rows, note)
 
 
-def layers(table: Table) -> Grid | None:
+def layer_places(table: Table) -> Grid | None:
     """The first, the middle and the last layer of each cell."""
     shown = [row for row in table.rows if row["place"]]
     if not shown:
@@ -47,26 +47,6 @@ def layers(table: Table) -> Grid | None:
     heads = ["cell and layer", "layer", "cosine", "null's cosine", "L2 distance", "relative difference"]
     note = "ΔW of the quantized run against its 16-bit twin's, means over seeds. Every layer is in tables/similarity_by_layer.csv."
     return Grid("Weight similarity: first, middle and last layer", heads, rows, note)
-
-
-def variants(table: Table) -> Grid | None:
-    """Layer variants side by side."""
-    if not table.rows:
-        return None
-    rows = []
-    for row in table.rows:
-        low, high = row["drop_low_percent"], row["drop_high_percent"]
-        drop = wording.NONE if row["drop_percent"] is None else f"{row['drop_percent']:+.1f}%"
-        drop += "" if low is None else f" ({low:+.1f} to {high:+.1f})"
-        texts = [drop, _with_interval(row, "eval_loss_"), wording.size(row["memory_bytes"])]
-        cells = [Item(plain(row["targets"])), *(Item(text, number=True) for text in texts)]
-        rows.append([Item(str(row["label"])), *cells, Item(row["best"] or wording.NONE)])
-    grounds = dict.fromkeys(_ground(row["memory_basis"], row["device"]) for row in table.rows if row["memory_basis"])
-    note = "Drop: change of the evaluation loss against the 16-bit run of the same seed and targets. Best is the smallest drop, "
-    note += "“not shown” where intervals overlap."
-    note += f" Memory: {wording.listed(list(grounds))}." if grounds else ""
-    heads = ["cell", "target modules", "drop (95% interval)", "evaluation loss", "memory", "best?"]
-    return Grid("Layer variants", heads, rows, note)
 
 
 def tradeoff(table: Table) -> Grid | None:
@@ -122,9 +102,3 @@ def _rank(row: Row) -> str:
 
 def _ground(basis: str, device: Any) -> str:
     return f"{basis} on {plain(device)}" if device else basis
-
-
-def _with_interval(row: Row, prefix: str) -> str:
-    centre, low, high = (row[f"{prefix}{part}"] for part in ("mean", "low", "high"))
-    text = wording.loss(centre)
-    return text if low is None else f"{text} ({wording.loss(low)} to {wording.loss(high)})"

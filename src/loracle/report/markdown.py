@@ -45,8 +45,6 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from ("## What quantization costs", "")
     yield from _figures(facts, "rank_threshold_plot.png")
     yield from _groups(facts.topics["cost"])
-    if facts.variants is not None:
-        yield from _grid(facts.variants)
     if facts.sensitivity:
         yield from _figures(facts, "layer_sensitivity_heatmap.png")
         for grid in facts.sensitivity:
@@ -54,7 +52,7 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from ("## Do both learn the same?", "")
     yield from _figures(facts, "weight_similarity_matrix.png")
     yield from _groups(facts.topics["likeness"])
-    for optional in (facts.similarity, facts.layers, facts.agreement):
+    for optional in (facts.similarity, facts.layer_places, facts.agreement):
         if optional is not None:
             yield from _grid(optional)
     yield from ("## Quality against memory", "")

@@ -9,7 +9,7 @@ from typing import Any
 from loracle.report.columns import CELL_METRICS, COLUMNS, COMPONENTS, LATENCY, RUN_METRICS, Table, named, summary
 from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
 from loracle.report.tables_classes import classes, confusion
-from loracle.report.tables_compared import layer_variants, memory_by_rank, quality_memory
+from loracle.report.tables_compared import memory_by_rank, quality_memory
 from loracle.report.tables_methods import methods
 from loracle.report.tables_sensitivity import sensitivity
 from loracle.report.wording import mean
@@ -40,7 +40,6 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "latency": _latency(data),
         "layer_sensitivity": sensitivity(data),
         "memory_by_rank": memory_by_rank(data, memory),
-        "layer_variants": layer_variants(data, memory),
         "quality_memory": quality_memory(data, memory),
         "data_audit": _audit(data),
     }

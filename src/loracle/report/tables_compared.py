@@ -1,4 +1,4 @@
-"""Tables that hold cells against each other: memory by rank, layer variants, quality against memory."""
+"""Tables that hold cells against each other: memory by rank, quality against memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ import numpy as np
 from loracle.report.columns import Table, named, summary
 from loracle.report.evidence import CellData, StudyData, number
 from loracle.report.footprint import Footprint, best_basis, footprints, shared_basis
-from loracle.verdict import claims
-from loracle.verdict.evidence import pair
 from loracle.verdict.noninferiority import Direction
 from loracle.verdict.pareto import frontier_probability
-from loracle.verdict.scope import check, scope_of
-
-LEVEL = 0.95
+from loracle.verdict.scope import check
 
 
 def memory_by_rank(data: StudyData, memory: Table) -> Iterator[dict[str, Any]]:
@@ -37,19 +33,6 @@ def memory_by_rank(data: StudyData, memory: Table) -> Iterator[dict[str, Any]]:
         row |= {"basis": basis, "device": ours.device, "storage": ours.storage}
         row |= {"reference_bytes": theirs.bytes, "bytes": ours.bytes}
         yield row | {"reduction_percent": 100 * (1 - ours.bytes / theirs.bytes)}
-
-
-def layer_variants(data: StudyData, memory: Table) -> Iterator[dict[str, Any]]:
-    """Cells alike in all but their target modules; nothing where a study varies no targets."""
-    found = footprints(memory)
-    for group in _variants(data):
-        basis = best_basis(found, [cell.id for cell in group])
-        drops = {cell.id: _drop(data, cell) for cell in group}
-        for cell in group:
-            row = named(cell, cell.id) | {"reference": cell.reference} | drops[cell.id]
-            row |= summary("eval_loss", data.values(cell.id, "eval_loss"))
-            figure = found.get(cell.id, {}).get(str(basis))
-            yield row | _bytes(figure) | {"best": _best(cell.id, drops)}
 
 
 def quality_memory(data: StudyData, memory: Table) -> Iterator[dict[str, Any]]:
@@ -86,46 +69,6 @@ def _subject(cell: CellData) -> tuple[str, str]:
     config = cell.raw.get("config") or {}
     base, task = config.get("base") or {}, config.get("task") or {}
     return str(base.get("name") or base.get("model") or ""), str(task.get("name") or task.get("format") or "")
-
-
-def _variants(data: StudyData) -> list[list[CellData]]:
-    """Cells alike in all but the targets, where there are two sets of targets or more."""
-    groups: dict[str, list[CellData]] = {}
-    for cell in data.cells:
-        if cell.targets:
-            scope = {k: v for k, v in scope_of(data.evidence(), cell.raw).items() if k != "targets"}
-            groups.setdefault(repr((cell.method, cell.rank, scope)), []).append(cell)
-    return [group for group in groups.values() if len({cell.targets for cell in group}) > 1]
-
-
-def _drop(data: StudyData, cell: CellData) -> dict[str, Any]:
-    """Change of the evaluation loss against the 16-bit run of the same seed and targets, in percent, with its interval."""
-    nothing = {"n": None, "drop_percent": None, "drop_low_percent": None, "drop_high_percent": None}
-    if cell.reference not in data.by_cell:
-        return nothing
-    pairing = pair(data.evidence(), cell.raw, data.by_cell[cell.reference].raw)
-    if not pairing.seeds:
-        return nothing
-    try:
-        measured = claims.degradation().measure(data.evidence(), pairing, pairing.seeds)
-    except ValueError:
-        return nothing
-    low, high = measured.interval(LEVEL) or (None, None)
-    values = {"drop_percent": measured.estimate, "drop_low_percent": low, "drop_high_percent": high}
-    return {"n": len(pairing.seeds)} | {k: None if v is None else 100 * math.expm1(v) for k, v in values.items()}
-
-
-def _best(cell: str, drops: dict[str, dict[str, Any]]) -> str | None:
-    """Whether the variant loses least: "yes" or "no" only where the intervals lie apart, else "not shown"."""
-    mine = drops[cell]
-    others = [drop for other, drop in drops.items() if other != cell and drop["drop_percent"] is not None]
-    if mine["drop_percent"] is None or not others:
-        return None
-    if any(drop["drop_low_percent"] is None for drop in (mine, *others)):
-        return "not shown"
-    if all(mine["drop_high_percent"] < other["drop_low_percent"] for other in others):
-        return "yes"
-    return "no" if any(other["drop_high_percent"] < mine["drop_low_percent"] for other in others) else "not shown"
 
 
 def _on_frontier(
