@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -156,3 +157,15 @@ def _above(number: int) -> int:
     other = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(number)
     return other
+
+
+if __name__ == "__main__":  # python tests/browser.py PAGE PICTURE [WIDTH [HEIGHT [dark]]]: its first screen as PNG
+    page, picture, *rest = sys.argv[1:]
+    found = installed()
+    if found is None:
+        sys.exit(f"no browser is installed: none of {', '.join(NAMES)} is on PATH")
+    with Browser(found) as browser:
+        browser.open(
+            Path(page), int(rest[0]) if rest else 1280, "dark" in rest, int(rest[1]) if len(rest) > 1 else 1500
+        )
+        Path(picture).write_bytes(browser.picture(whole=False))
