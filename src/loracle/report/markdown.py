@@ -52,13 +52,19 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from ("## Do both learn the same?", "")
     yield from _figures(facts, "weight_similarity_matrix.png")
     yield from _groups(facts.topics["likeness"])
-    for optional in (facts.similarity, facts.agreement):
+    for optional in (facts.similarity, facts.layer_places, facts.agreement):
         if optional is not None:
             yield from _grid(optional)
     yield from _hypotheses(facts)
+    yield from ("## Quality against memory", "")
+    yield from _figures(facts, "quality_against_memory.png")
+    if facts.tradeoff is not None:
+        yield from _grid(facts.tradeoff)
     yield from ("## Memory and speed", "")
     yield from _figures(facts, "memory_comparison.png")
     yield from _groups(facts.topics["resources"])
+    if facts.memory_by_rank is not None:
+        yield from _grid(facts.memory_by_rank)
     yield from _grid(facts.memory)
     yield from _grid(facts.speed)
     if facts.latency is not None:
