@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from loracle.spec.study import UNQUANTIZED
 from loracle.verdict import entries
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.resources import figure, other_storage, probe_of, steps_of
@@ -78,11 +79,18 @@ def memory_of(found: StudyEvidence, cell: Record, wish: Wish) -> Memory:
     peak = figure(probe, "peak_allocated_bytes")
     if probe is not None and peak is not None and not other_storage(cell, probe):
         return _measured(cell, probe, int(peak), wish)
-    ran_out = _out_of_memory_of(found, probe)
+    ran_out = _ran_out_of(found, cell, probe)
     if ran_out is not None and probe is not None and ran_out >= wish.bytes:
         reason = f"out of memory on {probe.get('device') or 'its device'}, which has {entries.size(ran_out)}"
         return Memory(
-            ran_out, None, "measured", probe.get("storage"), probe.get("device"), _path(probe), at_least=True, reason=reason
+            ran_out,
+            None,
+            "measured",
+            probe.get("storage"),
+            probe.get("device"),
+            _path(probe),
+            at_least=True,
+            reason=reason,
         )
     return _predicted(cell, wish, _why_unmeasured(cell, probe))
 
@@ -94,8 +102,9 @@ def changed_memory(cell: Record, wish: Wish) -> tuple[dict[str, Any] | None, Mem
     change, needs = fit.get("change"), fit.get("change_needs_bytes")
     if not change or needs is None or needs > wish.bytes:
         return None, None
+    storage = "quantized" if "precision" in change else true_storage(cell)
     reason = "not run in this study"
-    return dict(change), Memory(int(needs), None, "predicted", "quantized", None, wish.forecasts.source, reason=reason)
+    return dict(change), Memory(int(needs), None, "predicted", storage, None, wish.forecasts.source, reason=reason)
 
 
 def keeps_numbers(cell: Record, change: Mapping[str, Any]) -> bool:
@@ -123,6 +132,18 @@ def time_of(found: StudyEvidence, cell: Record) -> Time:
     return Time(steps, figure(probe, "tokens_per_s"), probe.get("storage"), probe.get("device"), _path(probe))
 
 
+def quantized(cell: Record) -> bool:
+    """Whether some of the cell's weights are."""
+    precision = cell.get("precision")
+    names = set(precision.values()) if isinstance(precision, Mapping) else {precision}
+    return bool(names - UNQUANTIZED)
+
+
+def true_storage(cell: Record) -> str:
+    """How the cell's weights lie where it is alone with its true bytes, which is what forecasts are of."""
+    return "quantized" if quantized(cell) else "unquantized"
+
+
 def _measured(cell: Record, probe: Record, peak: int, wish: Wish) -> Memory:
     whole, met = figure(cell, "predicted_bytes"), figure(probe, "predicted_bytes")
     longest = None if whole is None or met is None else max(0, int(whole - met))
@@ -142,12 +163,12 @@ def _predicted(cell: Record, wish: Wish, unmeasured: str) -> Memory:
         beside = max(0, int(needs - peak)) if peak is not None else None
         known = int(peak) if peak is not None else None
         source = wish.forecasts.source
-        return Memory(int(needs), known, "predicted", "quantized", None, source, None, beside, reason=unmeasured)
+        return Memory(int(needs), known, "predicted", true_storage(cell), None, source, None, beside, reason=unmeasured)
     if peak is None:
         why = cell.get("predicted_reason") or "the plan has no prediction"
         return Memory(None, None, None, None, None, None, reason=f"{unmeasured}, and not predicted ({why})")
     reason = f"{unmeasured}; {_without_context(wish)}"
-    return Memory(int(peak), int(peak), "predicted", "quantized", None, "plan.json", reason=reason)
+    return Memory(int(peak), int(peak), "predicted", true_storage(cell), None, "plan.json", reason=reason)
 
 
 def _without_context(wish: Wish) -> str:
@@ -161,12 +182,12 @@ def _tried(found: StudyEvidence, cell: Record) -> Record | None:
     return None if probe is None or probe.get("started") is False else probe
 
 
-def _out_of_memory_of(found: StudyEvidence, probe: Record | None) -> int | None:
-    """Bytes of the card on which a probe ran out of memory; None where it did not, or the card's are not known."""
+def _ran_out_of(found: StudyEvidence, cell: Record, probe: Record | None) -> int | None:
+    """Bytes that a probe had when it ran out of memory; None where it did not, or they are not known."""
     if probe is None or probe.get("status") != "oom":
         return None
-    size = figure(found.plan.get("machine"), "gpu_memory_bytes")
-    return None if size is None else int(size)
+    had = [figure(found.plan.get("machine"), "gpu_memory_bytes"), figure(cell.get("fit"), "budget_bytes")]
+    return min((int(size) for size in had if size is not None), default=None)
 
 
 def _why_unmeasured(cell: Record, probe: Record | None) -> str:

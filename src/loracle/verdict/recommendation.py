@@ -14,22 +14,27 @@ from typing import Any
 import numpy as np
 
 from loracle.verdict import entries
+from loracle.verdict.budget import Wish
+from loracle.verdict.choice import choose
+from loracle.verdict.choice_figures import BESIDE
+from loracle.verdict.choice_words import described, reasons
 from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import Record, StudyEvidence
-from loracle.verdict.grounds import grounds
+from loracle.verdict.grounds import Ground, grounds
 from loracle.verdict.scope import arms, label, other_factors, rank_of, references, scope_of
 
-BESIDE = ("precision", "base", "task")  # named before the setting, not in it
 
-
-def recommendation(given: Sequence[Entry], study: StudyEvidence) -> dict[str, Any]:
-    """``{text, cell, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None.
+def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | None = None) -> dict[str, Any]:
+    """``{text, cell, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None. With a wish also
+    ``places``: the choice within its memory budget, for each base and task (``choice``).
 
     Of a study of several bases or tasks ``text`` and ``why`` hold one recommendation for each, named; ``cell`` and
     ``runner_up`` are the first one's.
     """
     undecided = [e["statement"] for e in given if e["verdict"] == "undecided"]
     places = grounds(study)
+    if wish is not None:
+        return _within_budget(given, study, places, wish) | {"undecided": undecided}
     if len(places) <= 1:
         one = _within(given, study, study.cells.values())
         notes = one.pop("notes")
@@ -62,6 +67,26 @@ def _within(given: Sequence[Entry], study: StudyEvidence, cells: Collection[Reco
         "why": _reasons(given, study, chosen),
         "notes": notes,
         "runner_up": runner["id"] if runner else None,
+    }
+
+
+def _within_budget(
+    given: Sequence[Entry], study: StudyEvidence, places: Sequence[Ground], wish: Wish
+) -> dict[str, Any]:
+    found = [described(study, choose(study, place, wish), wish) for place in places]
+    for one in found:
+        best = one["recommended"]
+        if best is not None and _contradicted(given, study.cells[str(best["cell"])]):
+            one["notes"].append(f"Not everything speaks for {best['name']}: see the rejected claims below.")
+        one["reasons"] = reasons(one)
+    several = len(found) > 1
+    first = next((one for one in found if one["recommended"]), None)
+    return {
+        "text": " ".join(f"{one['ground']}: {one['text']}" if several else one["text"] for one in found),
+        "cell": first["recommended"]["cell"] if first else None,
+        "why": [] if several else [reason for one in found for reason in one["reasons"]],
+        "runner_up": first["runner_up"]["cell"] if first and first["runner_up"] else None,
+        "places": found,
     }
 
 
