@@ -86,7 +86,7 @@ def places(data: StudyData, advice: Mapping[str, Any], wish: Wish | None) -> lis
     several = len(found) > 1
     return [
         Place(
-            _grid(place, plain(place["ground"]) if several else "Within the memory budget"),
+            _grid(place, plain(f"{place['ground']}, within {wish.text}" if several else f"Within {wish.text}"), wish),
             [plain(text) for text in place["reasons"]] if several else [],
             shown(_study_file(data, place, wish)["study_yaml"] or ""),
         )
@@ -95,11 +95,12 @@ def places(data: StudyData, advice: Mapping[str, Any], wish: Wish | None) -> lis
     ]
 
 
-def _grid(place: Mapping[str, Any], title: str) -> Grid:
+def _grid(place: Mapping[str, Any], title: str, wish: Wish) -> Grid:
     """Every cell of the place, none left out: its state, what it takes, what it costs, and why."""
     heads = ["cell", "state", "memory of one GPU", "step", "eval loss", "batch", "checkpointing", "because"]
     rows = [_row(words, one) for key, words in STATES for one in _listed(place[key])]
-    note = "Memory is of one run alone in its true storage; batch is rows × accumulation. "
+    note = f"Good enough is within {100 * wish.margin:.3g}% in eval loss; what is preferred is {wish.prefer}. "
+    note += "Memory is of one run alone in its true storage; batch is rows × accumulation. "
     note += "Eval loss is the paired change against the cell that quality is held against."
     return Grid(title, heads, rows, note)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loracle.verdict import entries
-from loracle.verdict.budget import Memory, Wish, keeps_numbers, quantized
+from loracle.verdict.budget import Memory, Wish, keeps_numbers, memory_of, quantized
 from loracle.verdict.choice import Choice, Option, judgements, losses_of, milliseconds_per_row
 from loracle.verdict.choice_figures import (
     amount,
@@ -25,6 +25,7 @@ from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.paired import MIN_SEEDS
 from loracle.verdict.resources import time_ratio
 from loracle.verdict.scope import method_of, rank_of
+from loracle.verdict.statements import lost_text
 
 
 def described(found: StudyEvidence, choice: Choice, wish: Wish) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def described(found: StudyEvidence, choice: Choice, wish: Wish) -> dict[str, Any
         "excluded": [
             {
                 **_cell(found, one.cell, {}),
+                "memory": memory_figures(memory_of(found, one.cell, wish)),
                 "kind": one.kind,
                 "reason": one.why or costs(one.judged, "shown to lose more than the margin: "),
                 "quality": None if one.judged is None else claimed_quality(found, one.judged),
@@ -67,6 +69,7 @@ def sentence(found: StudyEvidence, choice: Choice, wish: Wish) -> str:
     text = f"Within {wish.text}: use {name_of(found, best.cell)}"
     text += f" with {change_words(best.change)}" if best.change else ""
     text += f", {entries.size(best.memory.needs_bytes or 0)} {best.memory.basis}"
+    text += f", {best.time.ms_per_step['median']:.3g} ms a step" if best.time.ms_per_step else ""
     if best.judged is None:
         text += ": the cell with the lowest mean eval loss, against which the others are held."
     else:
@@ -82,7 +85,7 @@ def reasons(place: Mapping[str, Any]) -> list[str]:
     """The evidence of a described choice in sentences, the recommended option's first."""
     best, second, reference = place["recommended"], place["runner_up"], place["reference"]
     found = [] if best is None else [f"Memory: {best['memory']['text']}. Time: {best['time']['text']}."]
-    if best is not None:
+    if best is not None and best["quality"]["verdict"] != "reference":
         found.append(f"Quality: {best['quality']['text']}.")
     if reference is not None:
         found.append(reference["text"])
@@ -148,6 +151,7 @@ def _undecided(found: StudyEvidence, cell: Record, judged: Judged | None, memory
         why = needs["text"]
     else:
         why = judged.problem or "that was the last planned look"
+    lost = f". {lost_text(judged.comparison.pairing).rstrip('.')}" if judged and judged.comparison.pairing.lost else ""
     fits = None if memory.needs_bytes is None else memory.needs_bytes <= wish.bytes and not memory.at_least
     beside = "" if fits is None or fits else f" (and needs ≥ {amount(memory)})"
     return {
@@ -156,7 +160,7 @@ def _undecided(found: StudyEvidence, cell: Record, judged: Judged | None, memory
         "fits": fits,
         "memory": memory_figures(memory),
         "quality": None if judged is None else claimed_quality(found, judged),
-        "text": f"undecided: {why}{beside}",
+        "text": f"undecided: {why}{beside}{lost}",
     }
 
 
@@ -216,12 +220,15 @@ def _reference(found: StudyEvidence, choice: Choice) -> dict[str, Any] | None:
 
 def _notes(choice: Choice, wish: Wish) -> list[str]:
     notes = []
-    if wish.prefer == "speed" and choice.options and not choice.timed:
+    if wish.prefer == "speed" and len(choice.options) > 1 and not choice.timed:
         measured = any(option.time.ms_per_step is not None for option in choice.options)
         why = "was measured on several devices, which do not compare" if measured else "was not measured"
         notes.append(f"Speed {why} (question speed probes it): the least memory comes first.")
-    if choice.options and wish.prefer == "quality" and len(choice.options) > 1:
+    if wish.prefer == "quality" and len(choice.options) > 1:
         notes.append("The lowest of several means is low by luck too: see what separates it from the runner-up.")
+    if wish.forecasts.reason:
+        why = wish.forecasts.reason.rstrip(".")
+        notes.append(f"No forecast for {wish.text} ({why}): no change is proposed for what does not fit.")
     return notes
 
 
