@@ -153,7 +153,7 @@ def _undecided(found: StudyEvidence, cell: Record, judged: Judged | None, memory
         why = judged.problem or "that was the last planned look"
     lost = f". {lost_text(judged.comparison.pairing).rstrip('.')}" if judged and judged.comparison.pairing.lost else ""
     fits = None if memory.needs_bytes is None else memory.needs_bytes <= wish.bytes and not memory.at_least
-    beside = "" if fits is None or fits else f" (and needs ≥ {amount(memory)})"
+    beside = "" if fits is None or fits else f"; it needs ≥ {amount(memory)} too"
     return {
         **_cell(found, cell, {}),
         "needs": needs,
