@@ -121,10 +121,10 @@ def _row(state: str, one: Mapping[str, Any]) -> list[Item]:
 
 
 def _because(one: Mapping[str, Any]) -> str:
+    """In short: sources and the rest of the runner-up's differences stand in the reasons and in recommendation.json."""
     if "separated_by" in one:
-        return "; ".join(one["separated_by"])
-    said = one.get("text") or one.get("reason")
-    return str(said) if said else f"{one['quality']['text']}; {one['memory']['text']}"
+        return str(one["separated_by"][0])
+    return str(one.get("text") or one.get("reason") or one["quality"]["text"])
 
 
 def _change(quality: Mapping[str, Any]) -> str:

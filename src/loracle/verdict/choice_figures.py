@@ -14,7 +14,7 @@ import numpy as np
 
 from loracle.spec.factors import setting_words
 from loracle.verdict import entries, paired
-from loracle.verdict.budget import Memory, Time, keeps_numbers
+from loracle.verdict.budget import Memory, Time, Wish, keeps_numbers
 from loracle.verdict.choice import losses_of
 from loracle.verdict.comparisons import Judged
 from loracle.verdict.evidence import Record, StudyEvidence
@@ -34,6 +34,7 @@ def change_words(change: Mapping[str, Any]) -> str:
 
 
 def memory_figures(memory: Memory) -> dict[str, Any]:
+    """``memory`` of a cell."""
     return {**asdict(memory), "text": _memory_text(memory)}
 
 
@@ -62,7 +63,10 @@ def amount(memory: Memory) -> str:
     return f"{entries.size(memory.needs_bytes or 0)} ({memory.basis})"
 
 
-def remedy(cell: Record, change: Mapping[str, Any] | None, changed: Memory | None) -> str:
+def remedy(cell: Record, change: Mapping[str, Any] | None, changed: Memory | None, wish: Wish) -> str:
+    """What would make a cell fit, as the end of a sentence; empty where no forecast of it was made."""
+    if str(cell["id"]) not in wish.forecasts.fits:
+        return ""
     if not change or changed is None:
         return "; no single change is known that would fit"
     text = f"; would fit with {change_words(change)} ({entries.size(changed.needs_bytes or 0)} predicted)"
@@ -70,6 +74,7 @@ def remedy(cell: Record, change: Mapping[str, Any] | None, changed: Memory | Non
 
 
 def time_figures(time: Time) -> dict[str, Any]:
+    """``time`` of an option."""
     return {**asdict(time), "text": _time_text(time)}
 
 

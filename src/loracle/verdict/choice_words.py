@@ -8,7 +8,7 @@ from typing import Any
 
 from loracle.verdict import entries
 from loracle.verdict.budget import Memory, Wish, keeps_numbers, memory_of, quantized
-from loracle.verdict.choice import Choice, Option, judgements, losses_of, milliseconds_per_row
+from loracle.verdict.choice import Choice, Option, Unfit, judgements, losses_of, milliseconds_per_row
 from loracle.verdict.choice_figures import (
     amount,
     change_words,
@@ -42,7 +42,7 @@ def described(found: StudyEvidence, choice: Choice, wish: Wish) -> dict[str, Any
         if first is None or second is None
         else _option(found, second, wish) | {"separated_by": separation(found, first, second, wish)},
         "also_fit": [_option(found, option, wish) for option in choice.options[2:]],
-        "does_not_fit": [_unfit(found, one.option, one.change, one.changed) for one in choice.unfit],
+        "does_not_fit": [_unfit(found, one, wish) for one in choice.unfit],
         "undecided": [_undecided(found, cell, judged, memory, wish) for cell, judged, memory in choice.undecided],
         "excluded": [
             {
@@ -67,7 +67,7 @@ def sentence(found: StudyEvidence, choice: Choice, wish: Wish) -> str:
         return _nothing_fits(found, choice, wish)
     best = choice.options[0]
     text = f"Within {wish.text}: use {name_of(found, best.cell)}"
-    text += f" with {change_words(best.change)}" if best.change else ""
+    text += f" with {change_words(best.change)} (not run so in this study)" if best.change else ""
     text += f", {entries.size(best.memory.needs_bytes or 0)} {best.memory.basis}"
     text += f", {best.time.ms_per_step['median']:.3g} ms a step" if best.time.ms_per_step else ""
     if best.judged is None:
@@ -110,7 +110,7 @@ def _nothing_fits(found: StudyEvidence, choice: Choice, wish: Wish) -> str:
         return f"{text}: what the cells that are good enough take is not known."
     least = min(choice.unfit, key=lambda one: one.option.memory.needs_bytes or 0)
     text += f": the smallest, {name_of(found, least.option.cell)}, needs ≥ {amount(least.option.memory)}"
-    text += remedy(least.option.cell, least.change, least.changed)
+    text += remedy(least.option.cell, least.change, least.changed, wish)
     small = [m for _, _, m in choice.undecided if m.needs_bytes is not None and m.needs_bytes <= wish.bytes]
     return f"{text}. Undecided, and would fit: {len(small)}." if small else f"{text}."
 
@@ -127,17 +127,16 @@ def _option(found: StudyEvidence, option: Option, wish: Wish) -> dict[str, Any]:
     }
 
 
-def _unfit(
-    found: StudyEvidence, option: Option, change: Mapping[str, Any] | None, changed: Memory | None
-) -> dict[str, Any]:
+def _unfit(found: StudyEvidence, one: Unfit, wish: Wish) -> dict[str, Any]:
+    option, change = one.option, one.change
     return {
         **_cell(found, option.cell, {}),
         "memory": memory_figures(option.memory),
         "quality": own_quality(found, option.cell) if option.judged is None else claimed_quality(found, option.judged),
         "change": dict(change) if change else None,
-        "change_needs_bytes": changed.needs_bytes if changed else None,
+        "change_needs_bytes": one.changed.needs_bytes if one.changed else None,
         "change_keeps_numbers": keeps_numbers(option.cell, change) if change else None,
-        "text": f"needs ≥ {amount(option.memory)}{remedy(option.cell, change, changed)}",
+        "text": f"needs ≥ {amount(option.memory)}{remedy(option.cell, change, one.changed, wish)}",
     }
 
 
@@ -194,7 +193,7 @@ def _slower(best: Option, other: Option) -> str:
         return f"its time was measured on {other.time.device}, which does not compare"
     ratio, interval = time_ratio(other.time.ms_per_step or {}, best.time.ms_per_step or {})
     rows = math.log(its / mine) - ratio  # other batch sizes: time over the rows of a step
-    text = f"takes {entries.percent(ratio + rows)} time for as many rows"
+    text = f"changes the time for as many rows by {entries.percent(ratio + rows)}"
     if interval is None:
         return f"{text} (one probe each, spread unknown)"
     low, high = interval[0] + rows, interval[1] + rows
