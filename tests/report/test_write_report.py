@@ -67,7 +67,7 @@ def test_everything_is_written(full: Path) -> None:
     report = full / "report"
     names = set(contents(report))
     assert names == {
-        "index.html", "report.md", "verdicts.json",
+        "index.html", "report.md", "verdicts.json", "MODEL_CARD.md", "DATA_CARD.md",
         *(f"figures/{name}" for name in FIGURES), *(f"tables/{name}.csv" for name in COLUMNS),
     }  # fmt: skip
     assert all((report / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)

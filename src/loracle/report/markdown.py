@@ -153,3 +153,8 @@ def _example(example: Example) -> Iterator[str]:
     for name, text in rows:
         yield f"- {inert(name)}: {inert(text)}"
     yield ""
+
+
+def table(grid: Grid) -> list[str]:
+    """A table's lines, for the cards."""
+    return list(_grid(grid))

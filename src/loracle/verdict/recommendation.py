@@ -8,7 +8,7 @@ and the text says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,15 @@ from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.scope import arms, label, other_factors, rank_of, references, scope_of
 
 
-def recommendation(given: Sequence[Entry], study: StudyEvidence) -> dict[str, Any]:
-    """``{text, cell, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None."""
+def recommendation(
+    given: Sequence[Entry], study: StudyEvidence, among: Collection[str] | None = None
+) -> dict[str, Any]:
+    """``{text, cell, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None.
+
+    ``among``: the cells (ids) that may be recommended, all where it is None.
+    """
     undecided = [e["statement"] for e in given if e["verdict"] == "undecided"]
-    candidates = _candidates(given, study)
+    candidates = [c for c in _candidates(given, study) if among is None or c["id"] in among]
     if not candidates:
         text = "Nothing can be recommended yet: no 16-bit reference has a finished run."
         return {"text": text, "cell": None, "why": [], "runner_up": None, "undecided": undecided}
