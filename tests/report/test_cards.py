@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from part_two import write_classification, write_methods
 from synthetic_study import HOSTILE, write_study
 
-from loracle.report import write_report
+from loracle.report import cards, write_report
+from loracle.report.evidence import read_study
+from loracle.report.tables import all_tables
+from loracle.store.files import write_text
+from loracle.store.layout import StudyFolder
+from loracle.verdict import decide
 
 CARDS = ("MODEL_CARD.md", "DATA_CARD.md")
+
+
+def write_cards(root: Path) -> None:
+    """The two cards alone: figures take their time."""
+    data = read_study(root)
+    entries = decide(data.evidence())
+    for name, text in cards.render(data, entries, all_tables(data, entries), StudyFolder(root)).items():
+        write_text(root / "report" / name, text)
 
 
 def card(root: Path, name: str = "MODEL_CARD.md") -> str:
@@ -36,7 +53,7 @@ def results(root: Path) -> tuple[str, list[Any]]:
     return model_index_to_eval_results(metadata(root)["model-index"])
 
 
-def edit(root: Path, change, *, plan: bool = True) -> Path:
+def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change every config of a study, in its plan and in its records."""
     whole = json.loads((root / "plan.json").read_text())
     for cell in whole["cells"]:
@@ -46,7 +63,6 @@ def edit(root: Path, change, *, plan: bool = True) -> Path:
         record = json.loads(path.read_text())
         change(record["config"])
         path.write_text(json.dumps(record))
-    return root
 
 
 def set_load(root: Path, **load: Any) -> None:
@@ -135,7 +151,7 @@ def write_with_licences(root: Path, data: str | None, base: str | None) -> Path:
     (root / "jobs" / "inspect").mkdir(parents=True)
     inspected = {"schema": 1, "bases": {"x": {"name": "gpt2-demo", "licence": base}}}
     (root / "jobs" / "inspect" / "record.json").write_text(json.dumps(inspected))
-    write_report(root)
+    write_cards(root)
     return root
 
 
@@ -166,7 +182,7 @@ def test_licence_of_what_is_made_of_base_and_data(tmp_path: Path, data: str, bas
 def test_no_run_finished(tmp_path: Path) -> None:
     states = {f"{p}-r8-qkv-s{s}": ("failed", "no luck") for p in ("bf16", "nf4") for s in (42, 43, 44)}
     root = write_study(tmp_path, ranks=(8,), diagnose=False, probes=False, states=states)
-    write_report(root)
+    write_cards(root)
     assert "model-index" not in metadata(root)
     assert "No run of this study finished" in card(root)
     assert "There is no adapter to load." in card(root)
@@ -189,7 +205,7 @@ def test_hostile_and_foreign_text_cannot_break_either_card(tmp_path: Path) -> No
 
     edit(root, change)
     set_load(root, dtype="float32", compute_dtype="float32", quantization_config=None, plain=True, reason=None)
-    write_report(root)
+    write_cards(root)
     found = metadata(root)
     assert (found["license"], found["language"]) == ("unknown", "en"), "that of the base is not known"
     assert metadata(root, "DATA_CARD.md")["license"] == "other"
@@ -216,7 +232,7 @@ def test_several_bases_and_tasks_have_a_block_each(tmp_path: Path) -> None:
             config["base"].update(model="org/other", name="other", revision="abc")
 
     edit(root, change)
-    write_report(root)
+    write_cards(root)
     _, found = results(root)
     assert {(r.dataset_type, r.metric_args["base"]) for r in found} == {
         ("banking10", "gpt2-demo"),
@@ -233,12 +249,12 @@ def test_several_bases_and_tasks_have_a_block_each(tmp_path: Path) -> None:
 
 def test_a_classification_and_other_methods(tmp_path: Path) -> None:
     root = write_classification(tmp_path / "classes")
-    write_report(root)
+    write_cards(root)
     assert metadata(root)["pipeline_tag"] == "text-classification"
     assert "text-classification" in metadata(root, "DATA_CARD.md")["task_categories"]
     assert {"accuracy", "f1"} <= {r.metric_type for r in results(root)[1]}
     root = write_methods(tmp_path / "methods")
-    write_report(root)
+    write_cards(root)
     assert results(root)[1][0].metric_args["cell"] in card(root)
 
 
@@ -249,7 +265,7 @@ def test_the_snippet_is_the_recorded_recipe(tmp_path: Path) -> None:
     root = write_study(tmp_path, ranks=(16,), diagnose=False, probes=False)
     edit(root, lambda config: config["base"].update(model="org/base", revision="c0ffee"))
     set_load(root, dtype="float32", compute_dtype="float32", quantization_config=NF4, plain=True, reason=None)
-    write_report(root)
+    write_cards(root)
     code = snippet(root)
     assert "bnb_4bit_quant_type='nf4'" in code
     assert "bnb_4bit_use_double_quant=True" in code
@@ -262,6 +278,67 @@ def test_the_snippet_is_the_recorded_recipe(tmp_path: Path) -> None:
 def test_what_does_not_load_plainly_says_so(tmp_path: Path) -> None:
     root = write_study(tmp_path, ranks=(16,), diagnose=False, probes=False)
     set_load(root, dtype="float32", compute_dtype="float32", quantization_config=None, plain=False, reason="int4 (HQQ)")
-    write_report(root)
+    write_cards(root)
     assert "loracle.load(" in snippet(root)
     assert "int4 (HQQ)" in card(root)
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+def with_groups(root: Path, *, harm: float = 1.0, name: str = "<b>few</b> | x") -> Path:
+    """A study whose every fourth evaluation row is of the group ``name``, for which nf4 multiplies the loss by ``harm``."""
+    write_study(root, ranks=(16,), diagnose=False, probes=False)
+    edit(root, lambda config: config["task"].update(group="dialect"))
+    for path in (root / "runs").glob("*/predictions.parquet"):
+        table = pq.read_table(path).to_pydict()
+        few = [i % 4 == 0 for i in table["item"]]
+        if path.parent.name.startswith("nf4"):
+            table["loss"] = [x * harm if f else x for x, f in zip(table["loss"], few, strict=True)]
+        table["group"] = [name if f else None if i % 10 == 1 else "many" for i, f in enumerate(few)]
+        pq.write_table(pa.table(table), path)
+    plan = json.loads((root / "plan.json").read_text())
+    for audit in plan["data"].values():
+        audit |= {"train_groups": {"many": 300, name: 100}, "eval_groups": {"many": 52, name: 20}}
+        audit |= {"train_labels": {"lost_card": 250, "=x": 150}, "eval_labels": {"lost_card": 80}}
+    (root / "plan.json").write_text(json.dumps(plan))
+    return root
+
+
+def test_a_group_that_pays_more_is_named_in_card_report_and_table(tmp_path: Path) -> None:
+    root = with_groups(tmp_path, harm=1.4)
+    write_report(root)
+    text = card(root)
+    fairness = text.split("## Fairness effect of quantization")[1].split("\n## ")[0]
+    assert "shown to be hit harder than the other groups: “&lt;b&gt;few&lt;/b&gt; \\| x”" in fairness
+    assert "hit less" in fairness
+    assert "Unmeasured" not in fairness
+    assert "named no group" in fairness
+    assert "## Group by group" in (root / "report" / "report.md").read_text()
+    page = (root / "report" / "index.html").read_text()
+    assert 'id="groups"' in page
+    assert "<b>few</b>" not in page
+    with open(root / "report" / "tables" / "groups.csv", newline="") as handle:
+        rows = {(r["metric"], r["group"]): r for r in csv.DictReader(handle)}
+    few = rows["eval_loss", "<b>few</b> | x"]
+    assert (few["gap_shown"], few["items"], few["n"]) == ("hit harder", "20", "3")
+    assert float(few["gap"]) == pytest.approx(0.336, abs=0.03)
+    assert float(few["gap_low"]) > 0
+    assert ("label_accuracy", "many") in rows
+    data = card(root, "DATA_CARD.md")
+    assert "dialect" in data
+    assert "| lost\\_card | 250 | 62.5% | 80 | 100.0% |" in data
+
+
+def test_a_gap_that_is_not_shown_is_not_called_equal(tmp_path: Path) -> None:
+    root = with_groups(tmp_path)
+    write_cards(root)
+    text = card(root)
+    assert "no group is shown to be hit harder than the others; gaps of up to" in text
+    assert "not that there is none" in text
+
+
+def test_without_groups_fairness_is_unmeasured(full: Path, partial: Path) -> None:
+    for root in (full, partial):
+        assert "Unmeasured: the study names no column" in card(root)
+        assert (root / "report" / "tables" / "groups.csv").read_text().count("\n") == 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, sensitivity, wording
+from loracle.report import answers, grids, grids_parts, groups, sensitivity, wording
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -42,6 +42,7 @@ TABLE_NOTES = {
     "confusion": "classification: which label was taken for which, summed over seeds",
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
+    "groups": "loss and task metric of each group of rows against 16-bit, and the gap to the other groups",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
     "data_audit": "what was read, dropped, cut and repeated",
 }
@@ -84,6 +85,8 @@ class Facts:
     learning: Sequence[Grid]
     methods: Sequence[Grid]
     classes: Sequence[Grid]
+    groups: Sequence[Grid]
+    groups_said: Sequence[str]
     figures: Mapping[str, Figure]
     topics: Mapping[str, Sequence[Group]]
     cells: Grid
@@ -129,6 +132,8 @@ def gather(
         learning=list(grids.learning(data)),
         methods=grids_parts.methods(data, tables["methods"]),
         classes=_classes(tables),
+        groups=groups.grids(tables["groups"]),
+        groups_said=[plain(text) for text in groups.sentences(tables["groups"])],
         figures={figure.file: figure for figure in figures},
         topics={topic: _groups(entries, questions) for topic, questions in TOPICS.items()},
         cells=grids.cells(data),

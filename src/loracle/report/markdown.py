@@ -49,6 +49,10 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield from _figures(facts, "layer_sensitivity_heatmap.png")
         for grid in facts.sensitivity:
             yield from _grid(grid)
+    if facts.groups:
+        yield from ("## Group by group", "", *_bullets(facts.groups_said))
+        for grid in facts.groups:
+            yield from _grid(grid)
     yield from ("## Do both learn the same?", "")
     yield from _figures(facts, "weight_similarity_matrix.png")
     yield from _groups(facts.topics["likeness"])

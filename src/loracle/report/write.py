@@ -36,7 +36,7 @@ def write_report(folder: Path) -> Path:
         else:
             path.unlink(missing_ok=True)
     write_text(out / "report.md", markdown.render(facts))
-    for name, text in cards.render(data, entries, StudyFolder(folder)).items():
+    for name, text in cards.render(data, entries, tables, StudyFolder(folder)).items():
         write_text(out / name, text)
     write_text(out / "index.html", page.render(facts))
     return out / "index.html"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from loracle.base.errors import StoreError
 from loracle.report.cards import data as data_card
 from loracle.report.cards import model as model_card
+from loracle.report.columns import Table
 from loracle.report.evidence import StudyData
 from loracle.store.files import read_json
 from loracle.store.layout import StudyFolder
@@ -19,10 +20,12 @@ from loracle.verdict.entries import Entry
 __all__ = ["render"]
 
 
-def render(data: StudyData, entries: Sequence[Entry], place: StudyFolder) -> dict[str, str]:
+def render(
+    data: StudyData, entries: Sequence[Entry], tables: Mapping[str, Table], place: StudyFolder
+) -> dict[str, str]:
     """File name → text of both cards."""
     return {
-        "MODEL_CARD.md": model_card.render(data, entries, _base_licences(place)),
+        "MODEL_CARD.md": model_card.render(data, entries, tables["groups"], _base_licences(place)),
         "DATA_CARD.md": data_card.render(data),
     }
 

@@ -212,35 +212,43 @@ def _audit(one: DataSet) -> Iterator[str]:
 
 
 def _labels(one: DataSet) -> Iterator[str]:
-    counts, labels = one.audit.get("label_counts"), one.audit.get("labels")
-    if not isinstance(counts, Mapping):
-        named = [plain(label) for label in labels or ()]
-        if not named:
-            yield "The rows have no labels."
-        else:
-            yield f"{len(named)} labels: {inert(', '.join(named[:_MOST_LABELS]))}. How many rows have each is not recorded."
+    if one.audit.get("train_labels"):
+        yield from _balance(one, "label")
         return
-    train, held = (counts.get(part) or {} for part in ("train", "eval"))
+    named = [plain(label) for label in one.audit.get("labels") or ()]
+    if not named:
+        yield "The rows have no labels."
+    else:
+        yield f"{len(named)} labels: {inert(', '.join(named[:_MOST_LABELS]))}. How many rows have each is not recorded."
+
+
+def _groups(one: DataSet) -> Iterator[str]:
+    if not one.audit.get("eval_groups"):
+        yield "No column of groups was named (`task.group`): nothing is known or measured by group."
+        return
+    yield from (f"The column {inert(one.task.get('group'))} says which group a row is of. No model sees it.", "")
+    yield from _balance(one, "group")
+    held = sum(one.audit["eval_groups"].values())
+    if isinstance(one.audit.get("eval_rows"), int) and held < one.audit["eval_rows"]:
+        yield f"{one.audit['eval_rows'] - held} evaluation rows name no group."
+
+
+def _balance(one: DataSet, what: str) -> Iterator[str]:
+    """Rows of each label or group in training and evaluation."""
+    train, held = (one.audit.get(f"{part}_{what}s") or {} for part in ("train", "eval"))
     names = list(dict.fromkeys([*train, *held]))
     total, total_held = sum(train.values()), sum(held.values())
     rows = [[plain(n), *_counted(train.get(n, 0), total), *_counted(held.get(n, 0), total_held)] for n in names]
-    heads = ["label", "training rows", "share", "evaluation rows", "share"]
-    note = (
-        f"The commonest label is in {wording.fraction(max(train.values()) / total)} of the training rows."
-        if total
-        else ""
-    )
+    heads = [what, "training rows", "share", "evaluation rows", "share"]
+    most = wording.fraction(max(train.values()) / total) if total else ""
+    note = f"The commonest {what} is in {most} of the training rows." if most else ""
     yield from markdown.table(grid("", heads, rows[:_MOST_LABELS], note))
     if len(rows) > _MOST_LABELS:
-        yield f"And {len(rows) - _MOST_LABELS} more labels."
+        yield f"And {len(rows) - _MOST_LABELS} more {what}s."
 
 
 def _counted(count: int, total: int) -> list[str]:
     return [f"{count:,}", wording.fraction(count / total) if total else wording.NONE]
-
-
-def _groups(one: DataSet) -> Iterator[str]:
-    yield "No column of groups was named (`task.group`): nothing is known or measured by group."
 
 
 def _biases(one: DataSet) -> Iterator[str]:

@@ -12,7 +12,12 @@ FIRST_SEED = (
 )
 FAIRNESS_UNMEASURED = (
     "Unmeasured: the study names no column that says which group a row is of (`task.group`), so no figure is by group. "
-    "What quantization does to single groups is not known; it is not “none”.",
+    "What quantization does to single groups is not known; it is not “none”."
+)
+FAIRNESS_NO_PAIR = "Unmeasured: rows have groups, but no quantized run could be compared with a 16-bit run of the same seed group by group."
+FAIRNESS_MEASURED = (
+    "Measured group by group, on the study's evaluation rows and its column of groups: what the quantized base costs each "
+    "group against 16-bit, and whether one pays more than the others. Other groups, and groups within groups, were not looked at."
 )
 OUT_OF_SCOPE = (
     "Decisions about people (credit, work, health, law) and advice to people in need: nothing of the kind was tested.",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from loracle.report import grids, markdown, wording
+from loracle.report import grids, groups, markdown, wording
 from loracle.report.cards import known, loading
 from loracle.report.cards.licences import Licence, licence, warnings
 from loracle.report.cards.metadata import header, model_card_data, unique
 from loracle.report.cards.results import Result, results
 from loracle.report.cards.subject import Subject, base_id, of_task, subjects
+from loracle.report.columns import Table
 from loracle.report.evidence import StudyData, number
 from loracle.report.grids import Grid, Item
 from loracle.report.inert import markdown as inert
@@ -17,12 +18,12 @@ from loracle.report.inert import plain
 from loracle.verdict.entries import Entry
 
 
-def render(data: StudyData, entries: Sequence[Entry], base_licences: Mapping[str, str | None]) -> str:
-    """The whole card. ``base_licences``: base's name → licence as the inspect job read it, None where it found none."""
+def render(data: StudyData, entries: Sequence[Entry], by_group: Table, base_licences: Mapping[str, str | None]) -> str:
+    """The whole card. ``by_group`` is groups.csv, ``base_licences`` base's name → licence as the inspect job read it."""
     found = subjects(data, entries)
     licences = _licences(found, base_licences)
     head = header(model_card_data(data, found, [one for _, one in licences]))
-    return head + "\n" + "\n".join(_lines(data, entries, found, licences)).rstrip() + "\n"
+    return head + "\n" + "\n".join(_lines(data, entries, by_group, found, licences)).rstrip() + "\n"
 
 
 def _licences(found: Sequence[Subject], bases: Mapping[str, str | None]) -> list[tuple[str, Licence]]:
@@ -33,7 +34,11 @@ def _licences(found: Sequence[Subject], bases: Mapping[str, str | None]) -> list
 
 
 def _lines(
-    data: StudyData, entries: Sequence[Entry], found: Sequence[Subject], licences: Sequence[tuple[str, Licence]]
+    data: StudyData,
+    entries: Sequence[Entry],
+    by_group: Table,
+    found: Sequence[Subject],
+    licences: Sequence[tuple[str, Licence]],
 ) -> Iterator[str]:
     trained = [s for s in found if s.run is not None]
     yield from (f"# {inert(data.name)}", "")
@@ -45,7 +50,8 @@ def _lines(
         yield from _what(data, subject, len(found) > 1)
     yield from ("## Results", "")
     yield from _results(data, entries, found)
-    yield from ("## Fairness effect of quantization", "", *known.FAIRNESS_UNMEASURED, "")
+    yield from ("## Fairness effect of quantization", "")
+    yield from _fairness(data, by_group, found)
     yield from ("## Intended use", "", *_bullets(known.intended(trained)))
     yield from ("## Out of scope", "", *_bullets(known.OUT_OF_SCOPE))
     yield from ("## Limits", "", *_bullets(_limits(data, entries, trained)))
@@ -206,6 +212,21 @@ def _note(subject: Subject) -> str:
     if subject.classifies:
         return f"{said} The untrained base has no head: its loss is that of guessing evenly."
     return said
+
+
+def _fairness(data: StudyData, by_group: Table, found: Sequence[Subject]) -> Iterator[str]:
+    """By group, of the cards' own cells: as the quantized arm, or as the reference of the arms beside them."""
+    own = {s.cell.id for s in found if s.cell is not None}
+    cells = [c.id for c in data.cells if c.id in own or c.reference in own]
+    tables = groups.grids(by_group, cells)
+    if not tables:
+        named = any(s.section("task").get("group") for s in found)
+        yield from (known.FAIRNESS_NO_PAIR if named else known.FAIRNESS_UNMEASURED, "")
+        return
+    yield from (known.FAIRNESS_MEASURED, "")
+    yield from _bullets(groups.sentences(by_group, cells))
+    for one in tables:
+        yield from markdown.table(one)
 
 
 def _limits(data: StudyData, entries: Sequence[Entry], trained: Sequence[Subject]) -> Iterator[str]:
