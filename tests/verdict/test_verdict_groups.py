@@ -102,7 +102,7 @@ def test_three_groups_share_the_error() -> None:
 
 @pytest.mark.parametrize(("small", "metric"), [(MIN_ITEMS, "eval_loss"), (40, "eval_loss"), (20, "label_accuracy")])
 def test_gaps_of_equal_groups_are_rarely_shown(small: int, metric: str) -> None:
-    """The error rate of "a gap is shown" under no gap: 5% claimed, both sides, of 100 studies (1,000: 2 to 5%)."""
+    """The error rate of "a gap is shown" under no gap: 5% claimed, both sides, of 100 studies (1,000: 4.3%, 4.7% and 0.0%)."""
     shown = 0
     for rng in range(100):
         found = with_cost({"a": 0.03, "b": 0.03}, {"a": 80 - small, "b": small}, rng=rng)

@@ -84,7 +84,13 @@ def _sentence(label: str, metric: str, found: Sequence[dict[str, Any]]) -> str:
         return f"{about}: no gap between groups could be measured (too few seeds, rows or groups)."
     harder = [row for row in found if row["gap_shown"] == SHOWN["worse"]]
     if not harder:
-        widest = max(max(abs(row["gap_low"]), abs(row["gap_high"])) for row in found if row["gap_low"] is not None)
-        return f"{about}: no group is shown to be hit harder than the others; gaps of up to {_with(metric, widest, None)} are not excluded."
+        return f"{about}: no group is shown to be hit harder than the others; {_not_excluded(metric, found)}."
     named_ = [f"“{row['group']}” ({_with(metric, row['gap'], _pair(row, 'gap'))})" for row in harder]
     return f"{about}: shown to be hit harder than the other groups: {wording.listed(named_)}."
+
+
+def _not_excluded(metric: str, found: Sequence[dict[str, Any]]) -> str:
+    """The worst end of all gaps' intervals: higher losses, lower scores."""
+    ends = [row["gap_high"] if metric == LOSS else row["gap_low"] for row in found if row["gap_low"] is not None]
+    worst = max(ends) if metric == LOSS else min(ends)
+    return f"a gap of {_with(metric, worst, None)} is not excluded"
