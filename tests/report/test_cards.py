@@ -258,6 +258,20 @@ def test_a_classification_and_other_methods(tmp_path: Path) -> None:
     assert results(root)[1][0].metric_args["cell"] in card(root)
 
 
+def test_energy_is_a_figure_or_a_reason(tmp_path: Path) -> None:
+    root = write_study(tmp_path, ranks=(16,), diagnose=False, probes=False)
+    write_cards(root)
+    assert "not measured: no counter was read" in card(root)
+    for said, expected in (
+        ({"energy_joules": 1234.5, "energy_source": "NVML, all of it"}, "1,234 J (NVML, all of it)"),
+        ({"energy_joules": None, "energy_reason": "no <b>counter"}, "not measured: no &lt;b&gt;counter"),
+    ):
+        for path in (root / "runs").glob("*/record.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | said))
+        write_cards(root)
+        assert expected in card(root)
+
+
 # -- how to load -------------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ LICENCES = (
     "No licence was chosen for the adapter itself: whoever publishes it does that, within the terms above. "
     "loracle gives no legal advice."
 )
-ENERGY = "not measured: no power was read while training"
+NO_ENERGY = "no counter was read while training"
 
 NOT_LOOKED_AT = (
     "Whether the answers are right, and whether labels are: rows were taken as they are.",

@@ -11,7 +11,7 @@ from loracle.report.cards.metadata import header, model_card_data, unique
 from loracle.report.cards.results import Result, results
 from loracle.report.cards.subject import Subject, base_id, of_task, subjects
 from loracle.report.columns import Table
-from loracle.report.evidence import StudyData, number
+from loracle.report.evidence import Record, StudyData, number
 from loracle.report.grids import Grid, Item
 from loracle.report.inert import markdown as inert
 from loracle.report.inert import plain
@@ -268,5 +268,12 @@ def _provenance(data: StudyData, trained: Sequence[Subject]) -> Grid:
     texts = [[name, plain(", ".join(grids.distinct(values)))] for name, values in rows if grids.distinct(values)]
     times = [s.run.metric("wall_s") for s in trained if s.run is not None]
     texts.append(["training time of this adapter", ", ".join(wording.seconds(t) for t in times) or "not measured"])
-    texts.append(["energy", known.ENERGY])
+    texts += [["energy of this adapter's training", _energy(s.run.record)] for s in trained if s.run is not None]
     return grid("", ["", ""], texts)
+
+
+def _energy(record: Record) -> str:
+    joules = number(record.get("energy_joules"))
+    if joules is None:
+        return f"not measured: {plain(record.get('energy_reason') or known.NO_ENERGY)}"
+    return f"{joules:,.0f} J ({plain(record.get('energy_source'))})"
