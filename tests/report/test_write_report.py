@@ -67,7 +67,7 @@ def test_everything_is_written(full: Path) -> None:
     report = full / "report"
     names = set(contents(report))
     assert names == {
-        "index.html", "report.md", "verdicts.json",
+        "index.html", "report.md", "verdicts.json", "MODEL_CARD.md", "DATA_CARD.md",
         *(f"figures/{name}" for name in FIGURES), *(f"tables/{name}.csv" for name in COLUMNS),
     }  # fmt: skip
     assert all((report / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
@@ -287,7 +287,7 @@ def test_torch_is_never_loaded(full: Path, tmp_path: Path) -> None:
     shutil.copytree(full, root)
     code = (
         "import sys; from pathlib import Path; import loracle.report\n"
-        "assert not {'pandas', 'matplotlib', 'pyarrow', 'jinja2', 'scipy'} & set(sys.modules)\n"
+        "assert not {'pandas', 'matplotlib', 'pyarrow', 'jinja2', 'scipy', 'huggingface_hub'} & set(sys.modules)\n"
         "loracle.report.write_report(Path(sys.argv[1]))\n"
         "heavy = {'torch', 'transformers', 'peft', 'bitsandbytes', 'datasets', 'matplotlib.pyplot'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loracle.base.errors import DataError
-from loracle.tasks.hub import looks_like_hub_id
-from loracle.tasks.readers import read_table
+from loracle.tasks.readers import looks_like_hub_id, read_table
 
 
 def rows(path: str) -> list[dict[str, Any]]:

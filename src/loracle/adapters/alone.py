@@ -183,6 +183,7 @@ class Alone:
         config.base_model_name_or_path, config.revision = base, revision
         extra = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
         self.adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, **extra)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card, with this machine's path as its base_model
         return file_sha256(folder / "adapter_model.safetensors")
 
 

@@ -35,6 +35,9 @@ OF_ITS_ROWS = (
     "source",
     "licence",
     "description",
+    "language",
+    "known_biases",
+    "group",
 )
 # How rows of one format read: another format's do not.
 OF_ITS_FORMAT = ("format", "columns", "template", "type")

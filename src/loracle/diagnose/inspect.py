@@ -38,6 +38,7 @@ from loracle.store.files import replacing
 from loracle.store.layout import StudyFolder
 from loracle.tasks.collate import pad_token_id
 from loracle.tasks.dataset import build, labels_of
+from loracle.tasks.groups import group_columns
 from loracle.tasks.rows import Tokenized
 
 Say = Callable[..., None]
@@ -192,6 +193,8 @@ class Inspection:
         )
         if rows[0].label_id is not None:
             frame["label_id"] = [r.label_id for r in rows]
+        for name, values in group_columns(rows).items():
+            frame[name] = values
         with replacing(path) as temporary:
             frame.to_parquet(temporary, index=False)
         self.data_records[key]["eval_file"] = path.name

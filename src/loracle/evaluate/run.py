@@ -23,6 +23,7 @@ from loracle.models.precision import deploy
 from loracle.spec.study import Cell
 from loracle.tasks.collate import pad_token_id
 from loracle.tasks.dataset import plain_text
+from loracle.tasks.groups import group_columns
 from loracle.tasks.rows import Tokenized
 
 
@@ -64,6 +65,7 @@ class Evaluation:
             "target_tokens": self.losses.tokens.tolist(),
             "base_loss": self.base_losses.sums[0].tolist(),
         }
+        columns |= group_columns(rows)
         if self.losses.predicted is not None:
             columns |= class_columns(self.losses.predicted[k], self.data)
         return columns | (self.answers.columns(k, self.data) if self.answers else {})

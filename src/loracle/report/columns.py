@@ -88,6 +88,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "confusion": (*_CELL, "reference", "prediction", "count", "runs"),
     "classes": (*_CELL, "class", "precision_mean", "recall_mean", "f1_mean", "support", "runs"),
     "latency": (*_CELL, "device", "runs", *LATENCY),
+    "groups": (
+        *_CELL, "reference", "metric", "group", "items", "ungrouped", "n", "reference_mean", "arm_mean", "change",
+        "change_low", "change_high", "gap", "gap_low", "gap_high", "gap_level", "gap_shown", "confounds",
+    ),
     "layer_sensitivity": (
         "base", "codec", "double_quant", "block_size", "text", "when", "run", "tokens", "base_loss", "unit", "place", "module", "layer",
         "kind", "delta_loss", "kl", "agreement", "params",

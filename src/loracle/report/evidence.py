@@ -168,7 +168,11 @@ class StudyData:
             records=[run.record for run in self.runs if run.record],
             scores={
                 run.id: RunScores(
-                    run.predictions.items, run.predictions.loss, run.predictions.tokens, run.predictions.scores
+                    run.predictions.items,
+                    run.predictions.loss,
+                    run.predictions.tokens,
+                    run.predictions.scores,
+                    run.predictions.text.get("group"),
                 )
                 for run in self.runs
                 if run.predictions is not None

@@ -17,6 +17,7 @@ from loracle.report import (
     grids,
     grids_compared,
     grids_parts,
+    groups,
     hypotheses,
     mixing,
     sensitivity,
@@ -56,6 +57,7 @@ TABLE_NOTES = {
     "confusion": "classification: which label was taken for which, summed over seeds",
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
+    "groups": "loss and task metric of each group of rows against 16-bit, and the gap to the other groups",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
     "mixed_precision": "which matrices were kept finer, one after the other, and what the rest then costs",
     "failure_modes": "known ways in which a study goes wrong: found, not found, not checked",
@@ -103,6 +105,8 @@ class Facts:
     learning: Sequence[Grid]
     methods: Sequence[Grid]
     classes: Sequence[Grid]
+    groups: Sequence[Grid]
+    groups_said: Sequence[str]
     figures: Mapping[str, Figure]
     topics: Mapping[str, Sequence[Group]]
     cells: Grid
@@ -157,6 +161,8 @@ def gather(
         learning=list(grids.learning(data)),
         methods=grids_parts.methods(data, tables["methods"]),
         classes=_classes(tables),
+        groups=groups.grids(tables["groups"]),
+        groups_said=[plain(text) for text in groups.sentences(tables["groups"])],
         figures={figure.file: figure for figure in figures},
         topics={topic: _groups(entries, questions) for topic, questions in TOPICS.items()},
         cells=grids.cells(data),

@@ -53,6 +53,10 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield from _figures(facts, "layer_sensitivity_heatmap.png")
         for grid in facts.sensitivity:
             yield from _grid(grid)
+    if facts.groups:
+        yield from ("## Group by group", "", *_bullets(facts.groups_said))
+        for grid in facts.groups:
+            yield from _grid(grid)
     yield from ("## Do both learn the same?", "")
     yield from _figures(facts, "weight_similarity_matrix.png")
     yield from _groups(facts.topics["likeness"])
@@ -199,3 +203,8 @@ def _example(example: Example) -> Iterator[str]:
     for name, text in rows:
         yield f"- {inert(name)}: {inert(text)}"
     yield ""
+
+
+def table(grid: Grid) -> list[str]:
+    """A table's lines, for the cards."""
+    return list(_grid(grid))

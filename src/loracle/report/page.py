@@ -51,6 +51,7 @@ SECTIONS = (
     Section("classes", "Label by label", "Label by label", lambda facts: facts.classes),
     Section("methods", "Methods", "Methods side by side", lambda facts: facts.methods),
     Section("cost", "Cost of quantization", "What quantization costs"),
+    Section("groups", "Groups", "Group by group", lambda facts: facts.groups),
     Section("likeness", "Likeness", "Do both learn the same?"),
     Section("hypotheses", "Hypotheses", "Hypotheses"),
     Section("tradeoff", "Quality and memory", "Quality against memory"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-TEXT_COLUMNS = ("prompt", "prediction", "reference", "references")
+TEXT_COLUMNS = ("prompt", "prediction", "reference", "references", "group")
 NO_SCORE = {"item", "loss", "base_loss", "target_tokens", "prediction_ids", *TEXT_COLUMNS}
 
 Floats = npt.NDArray[np.float64]

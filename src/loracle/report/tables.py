@@ -11,6 +11,7 @@ from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, nu
 from loracle.report.tables_checks import differing, failures
 from loracle.report.tables_classes import classes, confusion
 from loracle.report.tables_compared import memory_by_rank, quality_memory
+from loracle.report.tables_groups import rows as groups
 from loracle.report.tables_methods import methods
 from loracle.report.tables_sensitivity import mixed_precision, sensitivity
 from loracle.report.wording import mean
@@ -40,6 +41,7 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "confusion": confusion(data),
         "classes": classes(data),
         "latency": _latency(data),
+        "groups": groups(data),
         "layer_sensitivity": sensitivity(data),
         "mixed_precision": mixed_precision(data),
         "failure_modes": failures(data, entries),

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loracle.report import cards, markdown, page
 from loracle.report import facts as facts_of
 from loracle.report import figures as figures_of
-from loracle.report import markdown, page
 from loracle.report import tables as tables_of
 from loracle.report.budget import Asked, wish_of, write_recommendation
 from loracle.report.evidence import read_study
@@ -41,5 +41,7 @@ def write_report(folder: Path, asked: Asked | None = None) -> Path:
         else:
             path.unlink(missing_ok=True)
     write_text(out / "report.md", markdown.render(facts))
+    for name, text in cards.render(data, entries, tables, StudyFolder(folder)).items():
+        write_text(out / name, text)
     write_text(out / "index.html", page.render(facts))
     return out / "index.html"

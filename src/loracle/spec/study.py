@@ -85,11 +85,16 @@ class Task(Spec):
     latency_samples: PositiveInt | None = Field(
         None, description="evaluation prompts answered one at a time and timed: latency, time to first token, length"
     )
+    group: str | None = Field(
+        None, description="a column that says which group of people or texts a row is of: figures by group"
+    )
     version: PositiveInt = 1
     source: str | None = None
     licence: str | None = None
     description: str | None = None
-    later = frozenset({"type", "train_on_inputs", "latency_samples"})
+    language: tuple[str, ...] = Field((), description="the rows' languages as ISO 639 codes (en), for the cards")
+    known_biases: str | None = Field(None, description="who is in the data and who is not, for the cards")
+    later = frozenset({"type", "train_on_inputs", "latency_samples", "group", "language", "known_biases"})
 
     @model_validator(mode="after")
     def _check(self) -> Task:

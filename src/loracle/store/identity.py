@@ -8,7 +8,10 @@ from loracle.store.files import digest
 from loracle.store.provenance import ENGINE
 
 # Settings that say how a run is executed or where its inputs lie, not what it is.
-_NOT_IDENTITY = {"base": {"model"}, "task": {"data", "eval", "source", "licence", "description"}}
+_NOT_IDENTITY = {
+    "base": {"model"},
+    "task": {"data", "eval", "source", "licence", "description", "language", "known_biases"},
+}
 
 
 def settings_identity(cell: dict[str, Any]) -> dict[str, Any]:

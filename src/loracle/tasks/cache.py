@@ -12,7 +12,7 @@ from loracle.base.log import logger
 from loracle.store.files import SCHEMA, canonical_json, read_json, replacing, write_json
 from loracle.tasks.rows import Row, Tokenized
 
-_LATER = ("label_id", "references")
+_LATER = ("label_id", "references", "group")
 
 
 def fingerprint(*parts: Iterable[Row]) -> str:
@@ -29,14 +29,14 @@ def fingerprint(*parts: Iterable[Row]) -> str:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Rows as parquet: item, input_ids, labels, prompt_ids, reference, label, label_id, references."""
+    """Rows as parquet: item, input_ids, labels, prompt_ids, reference, label, label_id, references, group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ids = pa.list_(pa.int32())
     kinds = {"item": pa.int64(), "input_ids": ids, "labels": ids, "prompt_ids": ids}
     kinds |= {"reference": pa.string(), "label": pa.string()}
-    kinds |= {"label_id": pa.int32(), "references": pa.list_(pa.string())}
+    kinds |= {"label_id": pa.int32(), "references": pa.list_(pa.string()), "group": pa.string()}
     columns = {name: pa.array([getattr(row, name) for row in rows], type=kind) for name, kind in kinds.items()}
     with replacing(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")

@@ -21,6 +21,7 @@ from loracle.tasks.columns import Layout, layout
 from loracle.tasks.context import fit
 from loracle.tasks.encode import Cut, cut, encode, habits
 from loracle.tasks.formats import Drop, Parsed, parse
+from loracle.tasks.groups import check_column, counted, label_counts
 from loracle.tasks.library import LIBRARY, load_task
 from loracle.tasks.metrics import label_words
 from loracle.tasks.readers import read_jsonl
@@ -36,7 +37,7 @@ _SETTINGS = (
     "max_length", "split_seed", "generate", "max_new_tokens",
 )  # fmt: skip
 # Later ones, dumped only away from their default (``Task.later``): data made without them keep their key.
-_LATER_SETTINGS = ("type", "train_on_inputs")
+_LATER_SETTINGS = ("type", "train_on_inputs", "group")
 
 Items = list[tuple[int, Example]]
 
@@ -74,6 +75,8 @@ def build(task: Task, tokenizer: Any, tokenizer_fingerprint: str, cache_root: Pa
         "unknown_eval_labels": unknown,
         **({"answers_cut": sum(c.answer_cut for c in cuts)} if shape.format == "squad" else {}),
         "format": shape.format,
+        **label_counts(rows, eval_rows),
+        **counted(rows, eval_rows, task.group),
         **audit.token_counts(rows),
         "examples": audit.examples(tokenizer, rows),
     }
@@ -137,8 +140,10 @@ def _parse(task: Task, train: Source, evaluation: Source | None) -> tuple[Layout
     parsed = _declared(parse(table.rows, shape, task), shape, task)
     _check_rows(parsed, table.name, task)
     if evaluation is None:
+        check_column(task.group, table)
         return shape, parsed, None
     table = evaluation.read()
+    check_column(task.group, table)
     parsed_eval = _declared(parse(table.rows, layout(task, table.columns, table.name, shape.format), task), shape, task)
     _check_rows(parsed_eval, table.name, task)
     return shape, parsed, parsed_eval

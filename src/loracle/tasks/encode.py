@@ -151,5 +151,6 @@ def cut(
         reference=example.reference,
         label=example.label,
         references=list(example.references) if example.references is not None else None,
+        group=example.group,
     )
     return Cut(row, len(encoded.input_ids) > max_length, short)

@@ -9,6 +9,7 @@ from typing import Any
 
 from loracle.spec.study import Task
 from loracle.tasks.columns import OPTIONAL, RESPONSE, Layout, fill
+from loracle.tasks.groups import group_of
 from loracle.tasks.metrics import label_words
 from loracle.tasks.rows import Example, Segment
 
@@ -45,7 +46,8 @@ def parse(rows: Sequence[dict[str, Any]], shape: Layout, task: Task) -> Parsed:
     out = Parsed(read=len(rows))
     for item, row in enumerate(rows):
         try:
-            out.examples.append((item, example(row, shape, task)))
+            one = example(row, shape, task)
+            out.examples.append((item, replace(one, group=group_of(row, task.group)) if task.group else one))
         except Drop as reason:
             out.dropped[str(reason)] += 1
     return out

@@ -9,15 +9,9 @@ from typing import Any
 
 from loracle.base.errors import DataError, one_line
 from loracle.base.names import suggest
-from loracle.tasks.readers import READERS, Table, table
+from loracle.tasks.readers import Table, table
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TIMEOUT_S = 8.0
-
-
-def looks_like_hub_id(text: str) -> bool:
-    """``org/name``, no ending of a data file. Never a bare word: ``datasets`` takes ``csv`` for the current folder."""
-    return bool(HUB_ID.fullmatch(text)) and not text.lower().endswith(tuple(READERS))
 
 
 def read_hub(name: str, subset: str | None, split: str) -> Table:

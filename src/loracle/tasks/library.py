@@ -14,7 +14,9 @@ from loracle.spec.yaml import read_yaml_file
 LIBRARY = Path(__file__).resolve().parent / "library"
 
 # What belongs to the library's own data and is not taken over when the user brings data of their own.
-_OF_ITS_DATA = ("data", "eval", "subset", "split", "eval_split", "columns", "source", "licence")
+_OF_ITS_DATA = (
+    "data", "eval", "subset", "split", "eval_split", "columns", "source", "licence", "language", "known_biases",
+)  # fmt: skip
 
 
 def task_names() -> list[str]:

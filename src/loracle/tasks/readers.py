@@ -18,6 +18,7 @@ from loracle.base.names import nearest
 from loracle.tasks.squad import is_squad, squad_rows
 
 RawRow = dict[str, Any]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ def file_of(text: str) -> Path | None:
     path = Path(text).expanduser()
     is_path = path.exists() or text.lower().endswith(tuple(READERS)) or text.startswith((".", "/", "~"))
     return path if is_path else None
+
+
+def looks_like_hub_id(text: str) -> bool:
+    """``org/name``, no ending of a data file. Never a bare word: ``datasets`` takes ``csv`` for the current folder."""
+    return bool(HUB_ID.fullmatch(text)) and not text.lower().endswith(tuple(READERS))
 
 
 def check_file(path: Path) -> None:

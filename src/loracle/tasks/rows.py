@@ -24,7 +24,7 @@ class Example:
 
     ``reference`` is what a generation is compared with (null for plain text), ``label`` the right label, if any.
     ``references`` are all right answers of a SQuAD question, the first one being ``reference``; ``answer_at`` says at
-    which character of the context segment that one begins.
+    which character of the context segment that one begins. ``group`` is what ``task.group``'s column says.
     """
 
     segments: tuple[Segment, ...] = ()
@@ -33,6 +33,7 @@ class Example:
     label: str | None = None
     references: tuple[str, ...] | None = None
     answer_at: int | None = None
+    group: str | None = None
 
     @property
     def content(self) -> tuple[Any, ...]:
@@ -58,6 +59,7 @@ class Row:
     label: str | None = None
     label_id: int | None = None
     references: list[str] | None = None
+    group: str | None = None
 
     @property
     def target_tokens(self) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 from loracle.base.errors import DataError, SpecError
 from loracle.spec.study import Task
 from loracle.store.files import digest, file_sha256
-from loracle.tasks.hub import looks_like_hub_id, read_hub
-from loracle.tasks.readers import Table, check_file, file_of, read_table
+from loracle.tasks.hub import read_hub
+from loracle.tasks.readers import Table, check_file, file_of, looks_like_hub_id, read_table
 
 
 @dataclass

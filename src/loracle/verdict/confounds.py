@@ -1,7 +1,7 @@
 """What differs between two cells, and whether a comparison of them is about one thing.
 
-Reads the nested ``config`` of plan cells or run records. Paths, storage and seeds are no differences: numbers
-do not depend on them, or runs are paired on them. What a setting brings along is told apart from what was
+Reads the nested ``config`` of plan cells or run records. Paths, storage, seeds and words about the data are no
+differences: numbers do not depend on them, or runs are paired on them. What a setting brings along is told apart from what was
 changed beside it: a 16-bit arm has no block size, prefix tuning no rank and options of its own, ``alpha: 2r`` moves
 alpha with the rank and keeps the scale, a fixed alpha moves the scale with the rank ("rank and scale together").
 """
@@ -17,7 +17,7 @@ from loracle.spec.methods import METHODS
 
 IGNORED = {
     "storage", "seed", "init_seed", "order_seed", "path", "paths", "folder", "dir", "cache_dir", "output_dir",
-    "schema", "id", "label", "cohort",
+    "schema", "id", "label", "cohort", "description", "source", "licence", "language", "known_biases",
 }  # fmt: skip
 LOCATED = {
     "model",

@@ -26,13 +26,14 @@ class RunScores:
     """One run's predictions.parquet: ``items`` (int), ``loss`` (nats, summed), ``tokens``, 0..1 scores by
     name.
 
-    A score is NaN where the item was not generated.
+    A score is NaN where the item was not generated. ``groups`` is each item's group, None where it has none.
     """
 
     items: npt.NDArray[np.int64]
     loss: Array
     tokens: npt.NDArray[np.int64]
     scores: Mapping[str, Array] | None = None
+    groups: Sequence[str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -209,3 +210,22 @@ def lacks_score(evidence: StudyEvidence, cell: str, name: str) -> bool:
     known = [r.get("metrics") or {} for r in records if any(v is not None for v in (r.get("metrics") or {}).values())]
     items = [s.scores for r in records if (s := evidence.scores.get(str(r["id"]))) is not None and s.scores]
     return bool(known) and not any(name in found for found in [*known, *items])
+
+
+def item_groups(
+    evidence: StudyEvidence, pairing: Pairing, seeds: Sequence[int], score: str | None = None
+) -> list[str | None]:
+    """Each common item's group, in the order of ``losses`` (or of ``task_scores`` of ``score``).
+
+    A ``ValueError`` where no run names groups or two runs name another one for the same item.
+    """
+    arm, reference = _scores(evidence, pairing, seeds)
+    runs = [*arm, *reference]
+    named = [dict(zip(np.asarray(r.items).tolist(), r.groups, strict=True)) for r in runs if r.groups is not None]
+    if not named:
+        raise ValueError("no run names groups")
+    items = _common(runs, score).tolist()
+    found = [[one.get(item) for item in items] for one in named]
+    if any(other != found[0] for other in found):
+        raise ValueError("the runs name different groups for the same item")
+    return found[0]

@@ -75,6 +75,7 @@ def write_run(
             "reload": reload,
             "adapter_sha256": sha256,
             **peak(job.peak, cohort.size),
+            **job.energy.share(len(job.members)),
             "tensor_bytes": tensor_bytes(loaded, cohort, fit),
             "modules": adapted_modules(loaded, cohort, k),
             "eval_file": job.job.get("eval_file"),

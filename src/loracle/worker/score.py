@@ -27,6 +27,7 @@ from loracle.store.files import read_json, replacing
 from loracle.tasks import cache
 from loracle.tasks.collate import pad_token_id
 from loracle.tasks.dataset import build
+from loracle.tasks.groups import group_columns
 from loracle.tasks.rows import Tokenized
 from loracle.tasks.split import draw
 
@@ -219,6 +220,7 @@ class Scores:
             "loss": self.losses.sums[0].tolist(),
             "target_tokens": self.losses.tokens.tolist(),
         }
+        columns |= group_columns(rows)
         if self.losses.predicted is not None:
             columns |= class_columns(self.losses.predicted[0], self.data)
         return columns | (self.answers.columns(0, self.data) if self.answers else {})

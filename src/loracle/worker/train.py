@@ -31,6 +31,7 @@ from loracle.tasks.rows import Tokenized
 from loracle.train import checkpoint
 from loracle.train.fit import Fit, FitSettings
 from loracle.worker.along import keep
+from loracle.worker.energy import Energy, Meter
 from loracle.worker.records import write_run
 from loracle.worker.tracking import Trackers
 
@@ -78,6 +79,7 @@ class TrainJob:
         self.cell = self.members[0].cell
         self.notes: list[str] = []
         self.peak: int | None = None
+        self.energy = Energy(None, None, "the training was not finished")
         self.trackers = Trackers(job.get("track", ()), job.get("study", folder.root.name), folder, self.members)
 
     def run(self) -> dict[str, Any]:
@@ -98,6 +100,7 @@ class TrainJob:
         cohort = self.attach(loaded, data)
         fit = self.fit(loaded, cohort, data, pad_token_id(tokenizer))
         self.trackers.feed()
+        meter, resumed = Meter(device), fit.done_steps > 0
         if not fit.run(lambda: self.curve_point(loaded, cohort, data, fit), self.save, self.progress, self.stop):
             return {"status": "interrupted", "reason": f"stopped after step {fit.done_steps}", "step": fit.done_steps}
         self.stop.now()
@@ -105,6 +108,7 @@ class TrainJob:
             self.notes.append(fit.graphs.reason)
         self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None  # of training alone
         fit.finish()
+        self.energy = meter.stop(resumed)
         hashes = self.save_adapters(loaded, cohort, fit.settings.pad_id)
         evaluation = evaluate(loaded, cohort, self.cell, data, tokenizer, self.say)
         return self.record(loaded, cohort, fit, data, evaluation, hashes)
