@@ -84,7 +84,7 @@ def test_what_cannot_be_is_one_line(targets: Any, settings: dict[str, Any], says
 # -- the engine -------------------------------------------------------------------------------------------------------
 
 CALM = Train(learning_rate=2e-4)
-ME = RunSpec("me", rank=4, alpha=8, dropout=0.1, pattern=PATTERN, train=CALM)
+ME = RunSpec("me", rank=4, per_rank="2r", dropout=0.1, pattern=PATTERN, train=CALM)
 OTHERS = [
     RunSpec("wide", rank=16, alpha=32, seed=7, dropout=0.2, train=Train(learning_rate=1e-3)),
     RunSpec("turned", rank=8, alpha=4, seed=3, train=CALM, pattern={"mlp.c_proj": 12, "c_attn": 1}),
@@ -118,7 +118,7 @@ def test_invariant_1_padding_of_a_smaller_layer_stays_exactly_zero() -> None:
     assert bool(b[0].any())
     assert not a[1, 1:].any()
     assert not b[1, :, 1:].any()
-    assert layer.scales[0].flatten().tolist() == [4.0, 4.0]  # alpha / the layer's own rank
+    assert layer.scales[0].flatten().tolist() == [2.0, 4.0]  # 2r, and a fixed alpha / the layer's own rank
     assert torch.equal(
         initial_a(42, layer.sites[0], 2), initial_a(42, layer.sites[0], 4)[:2]
     )  # as a smaller uniform rank
