@@ -68,5 +68,9 @@ class StudyFolder:
         return self.root / "diagnose" / "sensitivity_sweeps.json"
 
     @property
+    def importance(self) -> Path:
+        return self.root / "diagnose" / "importance.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report"
