@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, sensitivity, wording
+from loracle.report import allocation, answers, grids, grids_parts, proposals, sensitivity, wording
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -43,6 +43,8 @@ TABLE_NOTES = {
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
+    "rank_allocation": "where rank is needed, by layer: spectrum of the learned updates, gradient before training, proposed ranks",
+    "rank_patterns": "each cell with ranks by layer against one rank for all, paired by seed",
     "data_audit": "what was read, dropped, cut and repeated",
 }
 
@@ -90,6 +92,8 @@ class Facts:
     agreement: Grid | None
     similarity: Grid | None
     sensitivity: Sequence[Grid]
+    allocation: Sequence[Grid]
+    patterns: Sequence[tuple[str, str]]
     memory: Grid
     speed: Grid
     latency: Grid | None
@@ -135,6 +139,8 @@ def gather(
         agreement=grids.agreement(tables["agreement"]),
         similarity=grids.similarity(tables["similarity_by_layer"]),
         sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
+        allocation=allocation.grids(data, entries, tables),
+        patterns=proposals.texts(data, entries),
         memory=grids.memory(tables["memory"]),
         speed=grids.speed(tables["speed"]),
         latency=grids_parts.latency(tables["latency"]),

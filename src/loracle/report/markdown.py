@@ -55,6 +55,12 @@ def _lines(facts: Facts) -> Iterator[str]:
     for optional in (facts.similarity, facts.agreement):
         if optional is not None:
             yield from _grid(optional)
+    if facts.allocation:
+        yield from ("## Where rank is needed", "")
+        for grid in facts.allocation:
+            yield from _grid(grid)
+        for title, text in facts.patterns:
+            yield from (f"{inert(title)}:", "", *(f"    {line}" for line in text.splitlines()), "")
     yield from ("## Memory and speed", "")
     yield from _figures(facts, "memory_comparison.png")
     yield from _groups(facts.topics["resources"])

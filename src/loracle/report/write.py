@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loracle.report import facts as facts_of
 from loracle.report import figures as figures_of
-from loracle.report import markdown, page
+from loracle.report import markdown, page, proposals
 from loracle.report import tables as tables_of
 from loracle.report.evidence import read_study
 from loracle.store.files import write_bytes, write_json, write_text
@@ -35,6 +35,7 @@ def write_report(folder: Path) -> Path:
             write_bytes(path, figure.light)
         else:
             path.unlink(missing_ok=True)
+    proposals.write(out / "proposals" / "rank_pattern.yaml", data, entries)
     write_text(out / "report.md", markdown.render(facts))
     write_text(out / "index.html", page.render(facts))
     return out / "index.html"
