@@ -46,7 +46,7 @@ def gradients(
 ) -> Gradients:
     """The gradient norm at every site, of the mean loss over all rows of ``batches``. The base is left as it was."""
     probe = Member("probe", tuple(sites), PROBES, float(PROBES), init_seed=seed, head=head)
-    cohort = attach(loaded.model, [probe], torch.float32, loaded.device)
+    cohort = attach(loaded.model, [probe], torch.promote_types(loaded.compute_dtype, torch.float32), loaded.device)
     try:
         cohort.flat.zero_grad()
         loss, tokens = 0.0, 0
