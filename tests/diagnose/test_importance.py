@@ -43,7 +43,12 @@ def test_figures_of_known_spectra() -> None:
 
 def test_an_update_of_zero_has_no_rank_and_says_why() -> None:
     found = figures([0.0, 0.0])
-    assert (found["frobenius"], found["stable_rank"], found["effective_rank"], found["energy"]) == (0.0, None, None, None)
+    assert (found["frobenius"], found["stable_rank"], found["effective_rank"], found["energy"]) == (
+        0.0,
+        None,
+        None,
+        None,
+    )
     assert found["reason"] == "the update is zero"
 
 

@@ -210,7 +210,12 @@ def sensitivity(job: dict, root: Path) -> dict:
 
 
 def allocation(job: dict, root: Path) -> dict:
-    content = {"schema": 1, "inputs_sha256": job["inputs_sha256"], "spectra": job["runs"], "gradients": job["gradients"]}
+    content = {
+        "schema": 1,
+        "inputs_sha256": job["inputs_sha256"],
+        "spectra": job["runs"],
+        "gradients": job["gradients"],
+    }
     write_json(root / "diagnose" / "importance.json", content)
     return {"status": "done"}
 

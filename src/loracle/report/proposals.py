@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loracle.base.errors import SpecError
-from loracle.report.allocation import MEASURES, Proposal, propose
 from loracle.report.evidence import StudyData
+from loracle.report.tables_allocation import MEASURES, Proposal, propose
 from loracle.spec import parse_study
 from loracle.spec.aliases import factor_path, get, open_section, put
 from loracle.spec.yaml import write_yaml

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loracle.report import allocation
 from loracle.report.columns import CELL_METRICS, COLUMNS, COMPONENTS, LATENCY, RUN_METRICS, Table, named, summary
 from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
+from loracle.report.tables_allocation import allocation, rank_patterns
 from loracle.report.tables_classes import classes, confusion
 from loracle.report.tables_methods import methods
 from loracle.report.tables_sensitivity import sensitivity
@@ -37,8 +37,8 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "classes": classes(data),
         "latency": _latency(data),
         "layer_sensitivity": sensitivity(data),
-        "rank_allocation": allocation.rows(data, entries),
-        "rank_patterns": allocation.arms(data),
+        "rank_allocation": allocation(data, entries),
+        "rank_patterns": rank_patterns(data),
         "data_audit": _audit(data),
     }
     return {name: Table(name, list(found)) for name, found in rows.items()}

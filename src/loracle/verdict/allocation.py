@@ -7,6 +7,7 @@ remainder, and then moved a step here and there until the parameters agree withi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -68,19 +69,38 @@ def _settled(found: Ranks, ideal: Reals, cost: Ranks, most: Ranks, budget: int) 
     found = found.copy()
     while True:
         left = budget - int(found @ cost)
-        moves = [(step, i) for step in (1, -1) for i in range(len(cost)) if LEAST <= found[i] + step <= most[i]]
-        single = [((step, i),) for step, i in moves]
-        double = [(a, b) for a in moves for b in moves if a[0] == 1 and b[0] == -1 and cost[a[1]] != cost[b[1]]]
-        tried = [(_after(move, left, found, ideal, cost), move) for move in [*single, *double]]
-        best = min(tried, key=lambda pair: pair[0], default=None)
-        if best is None or best[0][0] >= abs(left):
+        steps = _steps(found, ideal, cost, most)
+        double = [(a, b) for a in steps for b in steps if a.by == 1 and b.by == -1 and cost[a.at] != cost[b.at]]
+        moves: list[tuple[_Step, ...]] = [*((step,) for step in steps), *double]
+
+        def outcome(move: tuple[_Step, ...], left: int = left) -> tuple[int, float]:
+            """(parameters off the budget, departure from the ideal) after it."""
+            return abs(left - sum(x.by * int(cost[x.at]) for x in move)), sum(x.away for x in move)
+
+        best = min(moves, key=outcome, default=None)
+        if best is None or outcome(best)[0] >= abs(left):
             return found
-        for step, i in best[1]:
-            found[i] += step
+        for step in best:
+            found[step.at] += step.by
 
 
-def _after(move: tuple[tuple[int, int], ...], left: int, found: Ranks, ideal: Reals, cost: Ranks) -> tuple[int, float]:
-    """(parameters off the budget, departure from the ideal) after a move."""
-    gap = abs(left - sum(step * int(cost[i]) for step, i in move))
-    away = sum(abs(found[i] + step - ideal[i]) - abs(found[i] - ideal[i]) for step, i in move)
-    return gap, float(away)
+@dataclass(frozen=True)
+class _Step:
+    """One rank more or less (``by``) at layer ``at``; ``away``: how much further from the ideal that is."""
+
+    at: int
+    by: int
+    away: float
+
+
+def _steps(found: Ranks, ideal: Reals, cost: Ranks, most: Ranks) -> list[_Step]:
+    """Of layers that cost alike the one that may step up, and the one that may step down, at least departure."""
+    best: dict[tuple[int, int], _Step] = {}
+    for at in range(len(cost)):
+        for by in (1, -1):
+            if LEAST <= found[at] + by <= most[at]:
+                away = float(abs(found[at] + by - ideal[at]) - abs(found[at] - ideal[at]))
+                known = best.get((int(cost[at]), by))
+                if known is None or away < known.away:
+                    best[int(cost[at]), by] = _Step(at, by, away)
+    return list(best.values())
