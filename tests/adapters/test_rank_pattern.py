@@ -15,7 +15,7 @@ from loracle.adapters.ranks import site_sizes, trainable_params
 from loracle.adapters.targets import resolve_targets
 from loracle.base.errors import SpecError
 from loracle.models.linears import Linear
-from loracle.spec.study import Adapter, Train
+from loracle.spec.study import Adapter, Cell, Task, Train
 from tests.conftest import text_rows
 from tests.engine import RunSpec, base, make_fit, member, train, worst
 
@@ -218,3 +218,18 @@ def test_plain_peft_loads_the_saved_adapter_with_the_same_delta_w(spec: RunSpec,
         assert (module.get_delta_weight("default").T - deltas[name]).abs().max() < 1e-11, name
     for name, own in read_adapter(tmp_path).items():
         assert (own.scale * own.b.double() @ own.a.double() - deltas[name]).abs().max() < 1e-11
+
+
+def test_a_lora_that_trains_alone_has_the_same_ranks() -> None:
+    """Beside modules that are trained in full PEFT trains it: by full names, so that its own way of matching is no matter."""
+    from loracle.adapters.methods import peft_config
+
+    loaded = base()
+    adapter = Adapter(
+        rank=4, alpha="2r", targets=("c_attn", "c_fc"), rank_pattern={"h.1.*": 9}, modules_to_save=("wpe",)
+    )
+    cell = Cell(task=Task(data="x"), adapter=adapter)
+    config = peft_config(cell, loaded.model, loaded.linears, 0)
+    assert config.rank_pattern["transformer.h.1.attn.c_attn"] == 9
+    assert config.alpha_pattern["transformer.h.1.mlp.c_fc"] == 18
+    assert config.rank_pattern["transformer.h.0.attn.c_attn"] == 4
