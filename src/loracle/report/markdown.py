@@ -26,7 +26,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from _sentences(facts.headlines)
     if facts.glance is not None:
         yield from _grid(facts.glance)
-    yield ", ".join(f"{n} {verdict}" for verdict, n in facts.tally) + "."
+    tally = ", ".join(f"{n} {verdict}" for verdict, n in facts.tally)
+    yield f"{tally or 'No question that gets a verdict was asked'}."
     yield from ("", "## What this rests on", "")
     yield from _bullets([f"{value} {text}" for value, text in facts.basis])
     yield from ("## Did the runs learn?", "", inert(facts.learned), "")
