@@ -88,7 +88,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "classes": (*_CELL, "class", "precision_mean", "recall_mean", "f1_mean", "support", "runs"),
     "latency": (*_CELL, "device", "runs", *LATENCY),
     "layer_sensitivity": (
-        "base", "codec", "double_quant", "block_size", "text", "tokens", "base_loss", "unit", "place", "module", "layer",
+        "base", "codec", "double_quant", "block_size", "text", "when", "run", "tokens", "base_loss", "unit", "place", "module", "layer",
         "kind", "delta_loss", "kl", "agreement", "params",
     ),
     "rank_allocation": (
@@ -99,6 +99,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *_CELL, "trainable_params", *(f"eval_loss_{part}" for part in ("mean", "low", "high", "n")), "against",
         "against_trainable_params", "against_differs_in", "difference_n", "eval_loss_change_percent",
         "eval_loss_change_low_percent", "eval_loss_change_high_percent",
+    ),
+    "mixed_precision": (
+        "base", "codec", "sensitive", "budget", "margin", "text", "tokens", "needed", "reason", "step", "added", "chosen",
+        "kept_share", "bits_per_weight", "extra_bytes", "delta_loss", "kl", "agreement",
     ),
     "data_audit": ("data", "field", "value"),
 }  # fmt: skip

@@ -90,6 +90,7 @@ class StudyData:
     agreement: Record | None
     sensitivity: Record | None
     importance: Record | None
+    mixed: Record | None
     probes: Sequence[Record]
     notes: Sequence[str]
 
@@ -208,6 +209,7 @@ def read_study(folder: Path) -> StudyData:
         agreement=reader.optional(place.agreement),
         sensitivity=reader.optional(place.sensitivity_sweeps),
         importance=reader.optional(place.importance),
+        mixed=reader.optional(place.mixed_precision),
         probes=list(reader.probes()),
         notes=tuple(reader.notes),
     )

@@ -11,7 +11,7 @@ from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, nu
 from loracle.report.tables_allocation import allocation, rank_patterns
 from loracle.report.tables_classes import classes, confusion
 from loracle.report.tables_methods import methods
-from loracle.report.tables_sensitivity import sensitivity
+from loracle.report.tables_sensitivity import mixed_precision, sensitivity
 from loracle.report.wording import mean
 from loracle.verdict.entries import Entry
 from loracle.verdict.knowledge import lost_by
@@ -37,6 +37,7 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "classes": classes(data),
         "latency": _latency(data),
         "layer_sensitivity": sensitivity(data),
+        "mixed_precision": mixed_precision(data),
         "rank_allocation": allocation(data, entries),
         "rank_patterns": rank_patterns(data),
         "data_audit": _audit(data),
