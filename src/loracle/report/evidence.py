@@ -179,6 +179,7 @@ class StudyData:
             probes=self.probes,
             questions=_questions(self.study),
             seeds=self.seeds,
+            sensitivity=self.sensitivity,
         )
 
 

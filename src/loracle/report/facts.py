@@ -9,7 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import allocation, answers, grids, grids_parts, mixing, proposals, sensitivity, wording
+from loracle.report import (
+    allocation,
+    answers,
+    failures,
+    fidelity,
+    grids,
+    grids_compared,
+    grids_parts,
+    hypotheses,
+    mixing,
+    proposals,
+    sensitivity,
+    wording,
+)
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -33,10 +46,10 @@ TABLE_NOTES = {
     "runs": "every planned run: state, losses, metrics, parameters, time",
     "cells": "each cell: how its runs ended, means over seeds with intervals",
     "degradation": "loss, tuning gain and task metric against 16-bit, as the verdicts have them",
-    "similarity_by_layer": "likeness of the learned updates by layer, beside the null",
-    "agreement": "greedy tokens that match the 16-bit twin's",
+    "similarity_by_layer": "likeness of the learned updates by layer, beside the null; first, middle and last layer marked",
+    "agreement": "answers against the 16-bit twin's: token match, likeness, and whether either is at least 0.95",
     "memory": "predicted and measured bytes by component, storage named",
-    "speed": "time of a step, storage named",
+    "speed": "time of a step, storage named, and the speed relative to 16-bit",
     "learning": "each run: the untrained base, and after tuning",
     "methods": "each method and precision: quality, cost, and the paired difference from LoRA",
     "confusion": "classification: which label was taken for which, summed over seeds",
@@ -46,6 +59,10 @@ TABLE_NOTES = {
     "mixed_precision": "which matrices were kept finer, one after the other, and what the rest then costs",
     "rank_allocation": "where rank is needed, by layer: spectrum of the learned updates, gradient before training, proposed ranks",
     "rank_patterns": "each cell with ranks by layer against one rank for all, paired by seed",
+    "failure_modes": "known ways in which a study goes wrong: found, not found, not checked",
+    "comparisons": "every pair of arms and what the two differ in",
+    "memory_by_rank": "each quantized cell's memory beside its 16-bit twin's, and the reduction",
+    "quality_memory": "each cell's quality and memory, and how probable it is that no other beats it in both",
     "data_audit": "what was read, dropped, cut and repeated",
 }
 
@@ -95,6 +112,12 @@ class Facts:
     sensitivity: Sequence[Grid]
     allocation: Sequence[Grid]
     patterns: Sequence[tuple[str, str]]
+    hypotheses: hypotheses.Section
+    failures: Sequence[Grid]
+    guard: Grid | None
+    layer_places: Grid | None
+    tradeoff: Grid | None
+    memory_by_rank: Grid | None
     memory: Grid
     speed: Grid
     latency: Grid | None
@@ -114,6 +137,7 @@ def gather(
     advice: Mapping[str, Any],
     tables: Mapping[str, Table],
     figures: Sequence[Figure],
+    hypothesis_entries: Sequence[Entry],
 ) -> Facts:
     """All facts of a study's report."""
     examples, examples_note = answers.examples(data, advice)
@@ -137,13 +161,19 @@ def gather(
         figures={figure.file: figure for figure in figures},
         topics={topic: _groups(entries, questions) for topic, questions in TOPICS.items()},
         cells=grids.cells(data),
-        agreement=grids.agreement(tables["agreement"]),
+        agreement=fidelity.fidelity(data, tables["agreement"], entries),
         similarity=grids.similarity(tables["similarity_by_layer"]),
         sensitivity=[*sensitivity.grids(tables["layer_sensitivity"]), *mixing.grids(tables["mixed_precision"])],
         allocation=allocation.grids(data, entries, tables),
         patterns=proposals.texts(data, entries),
+        hypotheses=hypotheses.section(data, hypothesis_entries),
+        failures=failures.modes(data, entries),
+        guard=failures.guard(data),
+        layer_places=grids_compared.layer_places(tables["similarity_by_layer"]),
+        tradeoff=grids_compared.tradeoff(tables["quality_memory"]),
+        memory_by_rank=grids_compared.memory_by_rank(tables["memory_by_rank"]),
         memory=grids.memory(tables["memory"]),
-        speed=grids.speed(tables["speed"]),
+        speed=grids_compared.speed(tables["speed"]),
         latency=grids_parts.latency(tables["latency"]),
         unfinished=grids.unfinished(data),
         states=[(state, n) for state, n in data.count().items()],

@@ -360,7 +360,11 @@ class Diagnose(Spec):
     sentence_encoder: str | None = Field(
         None, description="folder or hub id of an encoder for the likeness of two runs' answers; null: the 16-bit base"
     )
-    later = frozenset({"sentence_encoder"})
+    along_training: bool = Field(
+        False,
+        description="keep every LoRA adapter at the evaluation points (train.eval_every) and compare updates along training",
+    )
+    later = frozenset({"sentence_encoder", "along_training"})
 
 
 class Decide(Spec):
