@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loracle.adapters.cohort import Cohort, Member, attach
+from loracle.adapters.ranks import site_sizes
 from loracle.adapters.targets import resolve_targets
 from loracle.models.load import LoadedBase, load_base
 from loracle.models.source import find
-from loracle.spec.study import Cell, Task, Train
+from loracle.spec.study import Adapter, Cell, Task, Train
 from loracle.train.fit import Fit, FitSettings
 
 
@@ -28,6 +29,8 @@ class RunSpec:
     dropout: float = 0.0
     seed: int = 42
     train: Train = Train(learning_rate=5e-3)
+    pattern: Mapping[str, int] = field(default_factory=dict)
+    per_rank: str | None = None  # alpha as a multiple of each layer's rank
 
 
 def base(model: str | Path = "gpt2-demo", precision: Any = "fp32", dtype: str = "float32", **cell: Any) -> LoadedBase:
@@ -42,7 +45,9 @@ def base(model: str | Path = "gpt2-demo", precision: Any = "fp32", dtype: str = 
 def member(loaded: LoadedBase, spec: RunSpec) -> Member:
     """A cohort member for a spec."""
     sites = tuple(resolve_targets(loaded.linears, spec.targets))
-    return Member(spec.name, sites, spec.rank, spec.alpha, spec.dropout, spec.seed, spec.seed)
+    adapter = Adapter(rank=spec.rank, alpha=spec.per_rank or spec.alpha, rank_pattern=dict(spec.pattern))
+    sizes = site_sizes(adapter, sites) if spec.pattern else {}
+    return Member(spec.name, sites, spec.rank, adapter.alpha_value, spec.dropout, spec.seed, spec.seed, sizes=sizes)
 
 
 def make_fit(

@@ -169,7 +169,7 @@ def test_peft_reloads_the_members_logits(tmp_path: Path, family: str, targets: A
     deltas: dict[str, torch.Tensor] = {}
     for site, (a, b) in cohort.adapter(1).items():
         delta = deltas.setdefault(site.module, torch.zeros(site.d_out, site.d_in, dtype=torch.float64))
-        delta += site.spread((cohort.members[1].scale * b @ a).T).T
+        delta += site.spread((cohort.members[1].scale(site) * b @ a).T).T
     for name, module in found.items():
         assert (module.scale * module.b @ module.a - deltas[name]).abs().max() < 1e-12
     detach(loaded.model, cohort)
@@ -199,8 +199,9 @@ def test_the_scale_of_rslora_is_exported_as_pefts(tmp_path: Path) -> None:
 
     loaded = tiny(tmp_path / "base", "gpt2")
     cohort = attached(loaded, ("q", "v", "o"), rslora=True)
-    assert cohort.members[1].scale == 6.0 / 3**0.5
-    assert replace(cohort.members[1], rslora=False).scale == 2.0
+    site = cohort.members[1].sites[0]
+    assert cohort.members[1].scale(site) == 6.0 / 3**0.5
+    assert replace(cohort.members[1], rslora=False).scale(site) == 2.0
     (tmp_path / "adapter").mkdir()
     save_adapter(tmp_path / "adapter", cohort.adapter(1), cohort.members[1], loaded.linears, base="base", revision=None)
     other = AutoModelForCausalLM.from_pretrained(tmp_path / "base")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loracle.adapters.targets import check_rank, known_targets, resolve_targets, trainable_params
+from loracle.adapters.targets import check_rank, known_targets, resolve_targets
 from loracle.base.errors import SpecError
 from loracle.models.linears import Linear
 
@@ -34,7 +34,7 @@ def test_logical_names_are_slices_of_a_fused_layer() -> None:
         (1, "v", 16, 24),
     ]
     assert sites[0].key == "transformer.h.0.attn.c_attn[0:8]"
-    assert trainable_params(sites, 2) == 4 * 2 * (8 + 8)
+    assert sum(site.params(2) for site in sites) == 4 * 2 * (8 + 8)
 
 
 def test_logical_names_are_layers_of_their_own_elsewhere() -> None:

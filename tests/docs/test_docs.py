@@ -221,7 +221,7 @@ def test_ci_script_is_sound() -> None:
 def test_the_guides_studies_are_studies() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", read(ROOT / "docs" / "guide.md"), flags=re.DOTALL)
     studies = [parse_study(read_yaml(text, "guide.md")) for text in blocks]
-    assert [study.name for study in studies] == ["my-rows", "my-labels"]
+    assert [study.name for study in studies] == ["by-layer", "my-rows", "my-labels"]
 
 
 def test_new_pages_are_in_the_readme() -> None:

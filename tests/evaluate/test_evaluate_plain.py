@@ -45,7 +45,7 @@ def merged(trained: tuple[Any, Any], k: int | None) -> Any:
     if k is not None:
         for site, (a, b) in cohort.adapter(k).items():
             weight = model.get_submodule(site.module).weight  # Conv1D: [d_in, d_out]
-            weight.data[:, site.start : site.stop] += (cohort.members[k].scale * b @ a).T
+            weight.data[:, site.start : site.stop] += (cohort.members[k].scale(site) * b @ a).T
     return model
 
 

@@ -34,6 +34,8 @@ STUDY: dict[str, Any] = {
         {"precision": "nf4", "targets": ["q", "v"]},
         {"precision": "nf4", "targets": ["c_attn"], "rank": 2},
         {"precision": MIX, "targets": "all-linear", "rank": 2},
+        {"precision": "bf16", "targets": "all-linear", "rank_pattern": {"attn.c_proj": 2, "h.2.mlp.c_fc": 9}},
+        {"precision": "nf4", "targets": ["q", "v"], "rank_pattern": {"h.0.attn.c_attn.v": 7, "h.1.attn.c_attn": 1}},
     ],
     "vary": {"precision": ["bf16"]},
     "seeds": [42],
@@ -53,11 +55,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of seven runs: three precisions, three kinds of targets, two ranks."""
+    """A finished study of nine runs: three precisions, three kinds of targets, two ranks, ranks by layer."""
     folder = tmp_path_factory.mktemp("reload") / "study"
     outcome = run_study(parse_study(STUDY), folder)
     assert {run: state for run, state in outcome.states.items() if state.status != "done"} == {}
-    assert len(outcome.states) == 7
+    assert len(outcome.states) == 9
     return folder
 
 
@@ -154,7 +156,7 @@ def test_invariant_4_metric(study: Path, reloaded: dict[str, tuple[float, list[s
         plain = reloaded[record["id"]][1]
         differing += sum(a != b for a, b in zip(plain, recorded, strict=False))
         total += len(plain)
-    assert total == 56
+    assert total == 72
     assert differing <= 0.02 * total + 1
 
 

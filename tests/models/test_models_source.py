@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from loracle.adapters.targets import resolve_targets, trainable_params
+from loracle.adapters.targets import resolve_targets
 from loracle.base.errors import ModelError
 from loracle.models.linears import linear_map
 from loracle.models.load import count_parameters, meta_model
@@ -69,7 +69,7 @@ def test_gpt2_medium_has_786432_trainable_parameters() -> None:
     config = GPT2Config(n_layer=24, n_embd=1024, n_head=16)
     model = meta_model(config)
     linears = linear_map(model, "gpt2")
-    assert trainable_params(resolve_targets(linears, ["c_attn"]), 8) == 786_432
+    assert sum(site.params(8) for site in resolve_targets(linears, ["c_attn"])) == 786_432
     assert count_parameters(model) == 354_823_168  # the head is the embedding: counted once
 
 

@@ -214,6 +214,17 @@ def sensitivity(job: dict, root: Path) -> dict:
     return {"status": "done", "sweeps": len(job["sweeps"])}
 
 
+def allocation(job: dict, root: Path) -> dict:
+    content = {
+        "schema": 1,
+        "inputs_sha256": job["inputs_sha256"],
+        "spectra": job["runs"],
+        "gradients": job["gradients"],
+    }
+    write_json(root / "diagnose" / "importance.json", content)
+    return {"status": "done"}
+
+
 def main(folder: Path) -> None:
     signal.signal(signal.SIGTERM, stop)
     root = folder.parent.parent
@@ -231,6 +242,8 @@ def main(folder: Path) -> None:
             record = diagnose(job, root)
         elif job["kind"] == "sensitivity":
             record = sensitivity(job, root)
+        elif job["kind"] == "allocation":
+            record = allocation(job, root)
         else:
             if "crash_probe" in OPTIONS:
                 raise RuntimeError("no probe today")

@@ -198,6 +198,31 @@ def test_sensitivity_is_measured_once_for_each_base_and_codec(fake, make_study, 
     assert fake().count("jobs/sensitivity") == 1
 
 
+def test_allocation_is_measured_once_and_again_when_runs_were_added(fake, make_study, folder):
+    study = make_study("questions=[allocation]", "cells=[{method: dora}]")
+    assert run_study(study, folder).exit_code == 0
+    job = read_json(folder / "jobs" / "allocation" / "job.json")
+    assert len(job["runs"]) == 12  # no ΔW of another method
+    assert {run["seed"] for run in job["runs"]} == {42, 43, 44}
+    [setting] = job["gradients"]  # one base, one data set, one choice of targets
+    assert setting["cell"].startswith("bf16-r2")
+    assert len(setting["cells"]) == 4
+    journal = fake()
+    run_study(study, folder)
+    assert fake() == journal
+    more = make_study("questions=[allocation]", "seeds=[42, 43, 44, 45]", "vary.targets=[all-linear, [c_attn]]")
+    run_study(more, folder)
+    job = read_json(folder / "jobs" / "allocation" / "job.json")
+    assert (len(job["runs"]), len(job["gradients"])) == (32, 2)
+    assert fake().count("jobs/allocation") == 2
+
+
+def test_allocation_without_a_rank_to_give_says_so(fake, make_study, folder):
+    study = make_study("questions=[allocation]", "vary.precision=[bf16]", "method=full", "vary.rank=[2]")
+    outcome = run_study(study, folder)
+    assert outcome.problems == ["allocation: no LoRA cell trains in a cohort, so there is no rank to allocate"]
+
+
 def test_probes_run_alone_in_true_storage(fake, make_study, folder):
     study = make_study("questions=[memory, degradation]", "vary.rank=[2]")
     assert run_study(study, folder).exit_code == 0

@@ -1,7 +1,7 @@
 """Cohort LoRA: K adapters over one frozen linear layer, in one pass (Hu et al. 2021, ΔW = α/r · B·A, for each member).
 
 The batch is ``[K·b, T, d]``, members in order; the base layer runs once over all of it, the adapters by batched products on
-``[K, b·T, d]``. Smaller ranks are zero-padded to the cohort's largest: both gradients of the padding are zero, so it stays
+``[K, b·T, d]``. Smaller ranks are zero-padded to the site's largest: both gradients of the padding are zero, so it stays
 zero. A member that does not target a site has scale 0 and no parameters there. A cohort of one is plain LoRA.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from loracle.adapters.dropout import Drop, keep_mask, layer_key, step_keys, thre
 from loracle.adapters.flat import FlatParameters
 from loracle.adapters.forward import head_logits, model_losses, scored_hidden, token_losses
 from loracle.adapters.fused import AdaptedLinear, Scale, input_gradient
+from loracle.adapters.ranks import Size, lora_scale, site_sizes, trainable_params
 from loracle.adapters.targets import Site, resolve_targets
 from loracle.models.attention import attends_by_flash
 from loracle.models.dropout import drops
@@ -31,14 +32,10 @@ from loracle.models.precision import has_int8, set_submodule
 from loracle.spec.study import Cell
 
 
-def lora_scale(alpha: float, rank: int, rslora: bool = False) -> float:
-    """The factor of B·A: alpha / rank (LoRA, Hu et al. 2021), or alpha / √rank (rsLoRA, Kalajdzievski 2023)."""
-    return alpha / (math.sqrt(rank) if rslora else rank)
-
-
 @dataclass(frozen=True)
 class Member:
-    """One run's adapter. ``init_seed`` seeds A, ``dropout_seed`` its dropout; ``sites`` are where it has parameters."""
+    """One run's adapter. ``init_seed`` seeds A, ``dropout_seed`` its dropout; ``sites`` are where it has parameters, of ``rank``
+    and ``alpha`` but where ``sizes`` says otherwise."""
 
     name: str
     sites: tuple[Site, ...]
@@ -49,16 +46,26 @@ class Member:
     dropout_seed: int = 0
     rslora: bool = False
     head: tuple[int, int] | None = None  # (classes, width) of its classification head
+    sizes: Mapping[Site, Size] = field(default_factory=dict)
 
-    @property
-    def scale(self) -> float:
-        """alpha / rank; alpha / √rank under rsLoRA."""
-        return lora_scale(self.alpha, self.rank, self.rslora)
+    def size(self, site: Site) -> Size:
+        """Rank and alpha at one of its sites."""
+        return self.sizes.get(site) or Size(self.rank, self.alpha)
+
+    def rank_at(self, site: Site) -> int:
+        """Its rank at a site; 0 where it has nothing."""
+        return self.size(site).rank if site in self.sites else 0
+
+    def scale(self, site: Site) -> float:
+        """alpha / rank at one of its sites; alpha / √rank under rsLoRA."""
+        size = self.size(site)
+        return lora_scale(size.alpha, size.rank, self.rslora)
 
     @property
     def trainable_params(self) -> int:
         """Trainable parameters of this member alone."""
-        return sum(site.params(self.rank) for site in self.sites) + (math.prod(self.head) if self.head else 0)
+        own = trainable_params({site: self.size(site) for site in self.sites})
+        return own + (math.prod(self.head) if self.head else 0)
 
 
 def member_of(
@@ -72,9 +79,10 @@ def member_of(
 ) -> Member:
     """The cell's adapter as a member. ``config`` is the base's; ``labels``: how many a classification head has."""
     adapter = cell.adapter
+    sites = tuple(resolve_targets(linears, adapter.targets))
     return Member(
         name,
-        tuple(resolve_targets(linears, adapter.targets)),
+        sites,
         adapter.rank,
         adapter.alpha_value,
         adapter.dropout,
@@ -82,6 +90,7 @@ def member_of(
         dropout_seed,
         adapter.rslora,
         (labels, int(config.hidden_size)) if cell.task.classifies else None,
+        site_sizes(adapter, sites) if adapter.rank_pattern or adapter.alpha_pattern else {},
     )
 
 
@@ -285,7 +294,8 @@ class Cohort:
         for layer in self.layers.values():
             for site, a, b in zip(layer.sites, layer.A, layer.B, strict=True):
                 if site in own:
-                    out[site] = (a[index, : member.rank].detach(), b[index, :, : member.rank].detach())
+                    rank = member.rank_at(site)
+                    out[site] = (a[index, :rank].detach(), b[index, :, :rank].detach())
         return out
 
 
@@ -316,7 +326,7 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
     """Wrap every linear layer that some member targets, in place. A from each member's seed, B zero."""
     state = CohortState(members, device)
     slots = sorted({site for member in members for site in member.sites})
-    ranks = {site: max(m.rank for m in members if site in m.sites) for site in slots}
+    ranks = {site: max(m.rank_at(site) for m in members) for site in slots}
     shapes = [((r, s.d_in), (s.width, r)) for s, r in ranks.items()]
     flat = FlatParameters(len(members), shapes, dtype, device, members[0].head)
     layers: dict[str, CohortLoRA] = {}
@@ -338,10 +348,11 @@ def attach(model: nn.Module, members: Sequence[Member], dtype: torch.dtype, devi
                 set_submodule(model, site.module, layer)
             scale = torch.zeros(len(members), 1, 1, dtype=dtype)  # never rounded to 16 bits: the saved adapter's is not
             for k, member in enumerate(members):
-                if site in member.sites and device.type != "meta":  # there are no values to set
-                    a[k, : member.rank] = initial_a(member.init_seed, site, member.rank).to(device=device, dtype=dtype)
-                    scale[k] = member.scale
-            ranks_here = [m.rank if site in m.sites else 0 for m in members]
+                rank = member.rank_at(site)
+                if rank and device.type != "meta":  # there are no values to set
+                    a[k, :rank] = initial_a(member.init_seed, site, rank).to(device=device, dtype=dtype)
+                    scale[k] = member.scale(site)
+            ranks_here = [m.rank_at(site) for m in members]
             layer.add(site, a, b, scale, ranks_here, flat.low_pairs[slot] if keeps else ())
         for k, member in enumerate(members):
             if flat.head is not None and member.head is not None and device.type != "meta":

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from loracle.adapters.peft_files import target_modules
+from loracle.adapters.ranks import site_sizes
 from loracle.adapters.targets import resolve_targets
 from loracle.base.errors import SpecError, one_line
 from loracle.base.names import suggest
@@ -71,6 +72,7 @@ def _settings(
     if method.rank:
         found |= {name: adapter.rank for name in _RANK if name in known}
         found |= {name: _whole(adapter.alpha_value) for name in _ALPHA if name in known}
+        found |= _patterns(cell, linears)
     if method.targets:
         if "target_modules" in adapter.options:
             raise SpecError("loracle sets it: use adapter.targets", _at("target_modules"))
@@ -80,6 +82,18 @@ def _settings(
     extra = _own(cell, model, linears, init_seed)
     saved = [*adapter.modules_to_save, *(_embeddings(model) if cell.base.add_tokens else ())]
     return {**found, **extra} | ({"modules_to_save": saved} if saved else {})
+
+
+def _patterns(cell: Cell, linears: Sequence[Linear]) -> dict[str, Any]:
+    """``rank_pattern`` and ``alpha_pattern`` of a LoRA that trains alone, by full names, so that PEFT's way of matching is no matter."""
+    adapter = cell.adapter
+    if not (adapter.rank_pattern or adapter.alpha_pattern):
+        return {}
+    sizes = site_sizes(adapter, resolve_targets(linears, adapter.targets))
+    return {
+        "rank_pattern": {site.module: size.rank for site, size in sizes.items()},
+        "alpha_pattern": {site.module: _whole(size.alpha) for site, size in sizes.items()},
+    }
 
 
 def _own(cell: Cell, model: Any, linears: Sequence[Linear], init_seed: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A member's adapter as PEFT's files: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
 Slices of one fused layer leave as one adapter on that layer with the same ΔW: their A's stacked, their B's block-placed in the rows
-of their slice, rank multiplied by the number of slices and alpha so that the scale is kept (``rank_pattern``, ``alpha_pattern``).
+of their slice, their ranks added and alpha so that the scale is kept. Ranks by layer leave as ``rank_pattern`` and ``alpha_pattern``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from loracle.adapters.cohort import Member, lora_scale
+from loracle.adapters.cohort import Member
+from loracle.adapters.ranks import lora_scale
 from loracle.adapters.targets import Site
 from loracle.models.linears import Linear
 from loracle.store.files import file_sha256, replacing, write_json
@@ -41,18 +42,19 @@ class ModuleAdapter:
         return lora_scale(self.alpha, self.rank, self.rslora)
 
 
-def fuse(pairs: Pairs, rank: int, alpha: float, rslora: bool = False) -> dict[str, ModuleAdapter]:
-    """Module name → its one adapter, from the sites' own (each of ``rank`` and ``alpha``)."""
+def fuse(pairs: Pairs, member: Member) -> dict[str, ModuleAdapter]:
+    """Module name → its one adapter, from the sites' own, which have one scale a module."""
     by_module: dict[str, list[Site]] = {}
     for site in pairs:
         by_module.setdefault(site.module, []).append(site)
     out: dict[str, ModuleAdapter] = {}
     for module, sites in by_module.items():
-        total = rank * len(sites)
+        first, total = member.size(sites[0]), sum(member.rank_at(site) for site in sites)
         b = torch.cat([site.spread(pairs[site][1].cpu().T) for site in sites]).T
         a = torch.cat([pairs[site][0].cpu() for site in sites])
-        factor = math.sqrt(len(sites)) if rslora else len(sites)
-        out[module] = ModuleAdapter(a, b, total, alpha * factor, rslora)
+        factor = total / first.rank
+        alpha = first.alpha * (math.sqrt(factor) if member.rslora else factor)
+        out[module] = ModuleAdapter(a, b, total, alpha, member.rslora)
     return out
 
 
@@ -113,7 +115,7 @@ def save_adapter(
     head: torch.Tensor | None = None,
 ) -> str:
     """Write the two files atomically, the classification ``head [C, d]`` with them; returns the SHA-256 of the weights file."""
-    fused = fuse(pairs, member.rank, member.alpha, member.rslora)
+    fused = fuse(pairs, member)
     tensors: dict[str, torch.Tensor] = {}
     for name, module in fused.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = module.a.contiguous()

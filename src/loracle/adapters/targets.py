@@ -40,6 +40,11 @@ class Site:
         return (self.start, self.stop, self.period) if self.period else (self.start, self.stop)
 
     @property
+    def name(self) -> str:
+        """What patterns are matched against: the module's name, with a slice's kind behind it (``h.0.attn.c_attn.q``)."""
+        return self.module if self.width == self.d_out else f"{self.module}.{self.kind}"
+
+    @property
     def width(self) -> int:
         """Output features that the adapter adds to."""
         return (self.stop - self.start) * (self.d_out // self.period if self.period else 1)
@@ -123,8 +128,3 @@ def check_rank(sites: Sequence[Site], rank: int, where: str = "adapter.rank") ->
         limit = min(site.d_in, site.width)
         if rank > limit:
             raise SpecError(f"{rank} is above the width {limit} of {site.key}: use at most {limit}", where)
-
-
-def trainable_params(sites: Sequence[Site], rank: int) -> int:
-    """Trainable parameters of a LoRA of ``rank`` on ``sites``."""
-    return sum(site.params(rank) for site in sites)

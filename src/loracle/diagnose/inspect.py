@@ -15,7 +15,8 @@ import torch
 
 from loracle.adapters.alone import check_method, count_trainable
 from loracle.adapters.cohort import member_of
-from loracle.adapters.targets import Site, check_rank, resolve_targets, trainable_params
+from loracle.adapters.ranks import Size, site_sizes, trainable_params
+from loracle.adapters.targets import Site, resolve_targets
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
 from loracle.diagnose import sizing
 from loracle.diagnose.machine import machine
@@ -234,7 +235,8 @@ class Inspection:
 
     def setting(self, cell: Cell, base: Base, data: Tokenized | None) -> Setting:
         """What the cell's forecast hangs on."""
-        most = None if cell.alone else min(min(s.d_in, s.width) for s in self.sites(cell, base))
+        fixed = cell.alone or bool(cell.adapter.rank_pattern)  # no other rank is looked for
+        most = None if fixed else min(min(s.d_in, s.width) for s in self.sizes_of(cell, base))
         vocab = len(self.tokenizer(base)) if base.add_tokens else None
         train, evaluation = (data.train, data.eval) if data else (None, None)
         return Setting(base.config, train, evaluation, self.labels(cell, data), vocab, most)
@@ -247,7 +249,7 @@ class Inspection:
             check_method(cell, model, base.linears, self.device)
             return count_trainable(cell, model, base.linears)
         head = (labels or 0) * int(base.config.hidden_size)
-        return trainable_params(self.sites(cell, base), cell.adapter.rank) + head
+        return trainable_params(self.sizes_of(cell, base)) + head
 
     def labels(self, cell: Cell, data: Tokenized | None) -> int | None:
         """How many labels a cell that classifies has: of the data, else as the task says."""
@@ -260,11 +262,9 @@ class Inspection:
                 f"name the labels, which count the head's parameters: {one_line(error)}", "task.labels"
             ) from None
 
-    def sites(self, cell: Cell, base: Base) -> list[Site]:
-        """Where the cell's adapters go."""
-        sites = resolve_targets(base.linears, cell.adapter.targets)
-        check_rank(sites, cell.adapter.rank)
-        return sites
+    def sizes_of(self, cell: Cell, base: Base) -> dict[Site, Size]:
+        """Where the cell's adapters go, of which rank and alpha each."""
+        return site_sizes(cell.adapter, resolve_targets(base.linears, cell.adapter.targets))
 
     # -- sizing -------------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "base", "codec", "double_quant", "block_size", "text", "when", "run", "tokens", "base_loss", "unit", "place", "module", "layer",
         "kind", "delta_loss", "kl", "agreement", "params",
     ),
+    "rank_allocation": (
+        *_CELL, "name", "module", "layer", "kind", "params_per_rank", "width", "learned_cell", "frobenius_mean",
+        "stable_rank_mean", "effective_rank_mean", "gradient_norm", "uniform_rank", "spectrum_rank", "gradient_rank",
+    ),
+    "rank_patterns": (
+        *_CELL, "trainable_params", *(f"eval_loss_{part}" for part in ("mean", "low", "high", "n")), "against",
+        "against_trainable_params", "against_differs_in", "difference_n", "eval_loss_change_percent",
+        "eval_loss_change_low_percent", "eval_loss_change_high_percent",
+    ),
     "mixed_precision": (
         "base", "codec", "sensitive", "budget", "margin", "text", "tokens", "needed", "reason", "step", "added", "chosen",
         "kept_share", "bits_per_weight", "extra_bytes", "delta_loss", "kl", "agreement",

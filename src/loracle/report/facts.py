@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loracle.report import (
+    allocation,
     answers,
     budget,
     failures,
@@ -20,6 +21,7 @@ from loracle.report import (
     groups,
     hypotheses,
     mixing,
+    proposals,
     sensitivity,
     wording,
 )
@@ -60,6 +62,8 @@ TABLE_NOTES = {
     "groups": "loss and task metric of each group of rows against 16-bit, and the gap to the other groups",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
     "mixed_precision": "which matrices were kept finer, one after the other, and what the rest then costs",
+    "rank_allocation": "where rank is needed, by layer: spectrum of the learned updates, gradient before training, proposed ranks",
+    "rank_patterns": "each cell with ranks by layer against one rank for all, paired by seed",
     "failure_modes": "known ways in which a study goes wrong: found, not found, not checked",
     "comparisons": "every pair of arms and what the two differ in",
     "memory_by_rank": "each quantized cell's memory beside its 16-bit twin's, and the reduction",
@@ -113,6 +117,8 @@ class Facts:
     agreement: Grid | None
     similarity: Grid | None
     sensitivity: Sequence[Grid]
+    allocation: Sequence[Grid]
+    patterns: Sequence[tuple[str, str]]
     hypotheses: hypotheses.Section
     failures: Sequence[Grid]
     guard: Grid | None
@@ -169,6 +175,8 @@ def gather(
         agreement=fidelity.fidelity(data, tables["agreement"], entries),
         similarity=grids.similarity(tables["similarity_by_layer"]),
         sensitivity=[*sensitivity.grids(tables["layer_sensitivity"]), *mixing.grids(tables["mixed_precision"])],
+        allocation=allocation.grids(data, entries, tables),
+        patterns=proposals.texts(data, entries),
         hypotheses=hypotheses.section(data, hypothesis_entries),
         failures=failures.modes(data, entries),
         guard=failures.guard(data),

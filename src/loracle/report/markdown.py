@@ -30,7 +30,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from _sentences(facts.headlines)
     if facts.glance is not None:
         yield from _grid(facts.glance)
-    yield ", ".join(f"{n} {verdict}" for verdict, n in facts.tally) + "."
+    tally = ", ".join(f"{n} {verdict}" for verdict, n in facts.tally)
+    yield f"{tally or 'No question that gets a verdict was asked'}."
     yield from ("", "## What this rests on", "")
     yield from _bullets([f"{value} {text}" for value, text in facts.basis])
     yield from ("## Did the runs learn?", "", inert(facts.learned), "")
@@ -63,6 +64,12 @@ def _lines(facts: Facts) -> Iterator[str]:
     for optional in (facts.similarity, facts.layer_places, facts.agreement):
         if optional is not None:
             yield from _grid(optional)
+    if facts.allocation:
+        yield from ("## Where rank is needed", "")
+        for grid in facts.allocation:
+            yield from _grid(grid)
+        for title, text in facts.patterns:
+            yield from (f"{inert(title)}:", "", *(f"    {line}" for line in text.splitlines()), "")
     yield from _hypotheses(facts)
     yield from ("## Quality against memory", "")
     yield from _figures(facts, "quality_against_memory.png")

@@ -53,6 +53,7 @@ SECTIONS = (
     Section("cost", "Cost of quantization", "What quantization costs"),
     Section("groups", "Groups", "Group by group", lambda facts: facts.groups),
     Section("likeness", "Likeness", "Do both learn the same?"),
+    Section("allocation", "Rank by layer", "Where rank is needed", lambda facts: facts.allocation),
     Section("hypotheses", "Hypotheses", "Hypotheses"),
     Section("tradeoff", "Quality and memory", "Quality against memory"),
     Section("resources", "Memory and speed", "Memory and speed"),

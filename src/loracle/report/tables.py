@@ -8,6 +8,7 @@ from typing import Any
 
 from loracle.report.columns import CELL_METRICS, COLUMNS, COMPONENTS, LATENCY, RUN_METRICS, Table, named, summary
 from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
+from loracle.report.tables_allocation import allocation, rank_patterns
 from loracle.report.tables_checks import differing, failures
 from loracle.report.tables_classes import classes, confusion
 from loracle.report.tables_compared import memory_by_rank, quality_memory
@@ -44,6 +45,8 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "groups": groups(data),
         "layer_sensitivity": sensitivity(data),
         "mixed_precision": mixed_precision(data),
+        "rank_allocation": allocation(data, entries),
+        "rank_patterns": rank_patterns(data),
         "failure_modes": failures(data, entries),
         "comparisons": differing(data),
         "memory_by_rank": memory_by_rank(data, memory),

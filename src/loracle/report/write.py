@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loracle.report import cards, markdown, page
+from loracle.report import cards, markdown, page, proposals
 from loracle.report import facts as facts_of
 from loracle.report import figures as figures_of
 from loracle.report import tables as tables_of
@@ -40,6 +40,7 @@ def write_report(folder: Path, asked: Asked | None = None) -> Path:
             write_bytes(path, figure.light)
         else:
             path.unlink(missing_ok=True)
+    proposals.write(out / "proposals" / "rank_pattern.yaml", data, entries)
     write_text(out / "report.md", markdown.render(facts))
     for name, text in cards.render(data, entries, tables, StudyFolder(folder)).items():
         write_text(out / name, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,8 @@ _SHORT = {
     "weight_decay": "wd",
     "loraplus_ratio": "lp",
 }
+PATTERNS = {"rank_pattern": "ranks", "alpha_pattern": "alphas"}
+"""Settings by layer, and the word for their values in a label."""
 
 
 def cell_tree(study: Study) -> dict[str, Any]:
@@ -127,6 +130,13 @@ def targets_label(targets: str | tuple[str, ...] | list[str]) -> str:
     return slug(("" if single else "-").join(short), 32)
 
 
+def pattern_label(word: str, pattern: Mapping[str, float]) -> str:
+    """``ranks2to16.3fa2``: the smallest and largest value by layer, and a hash that tells two patterns apart."""
+    low, high = (f"{value:g}" for value in (min(pattern.values()), max(pattern.values())))
+    told = hashlib.sha256(repr(sorted(pattern.items())).encode()).hexdigest()[:4]
+    return slug(f"{word}{low if low == high else f'{low}to{high}'}.{told}", 40)
+
+
 def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
     """Readable name: precision, method (but lora), rank and targets where it has them; other varied factors after them."""
     adapter = cell.adapter
@@ -135,8 +145,9 @@ def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
     parts += [] if adapter.method == "lora" else [adapter.method.replace("_", "-")]
     parts += [f"r{adapter.rank}"] if method.rank else []
     parts += [targets_label(adapter.targets)] if method.targets else []
+    parts += [pattern_label(word, found) for name, word in PATTERNS.items() if (found := getattr(adapter, name))]
     for name, value in values.items():
-        if name in ("precision", "method", "rank", "targets"):
+        if name in ("precision", "method", "rank", "targets", *PATTERNS):
             continue
         if isinstance(value, Mapping):
             value = value.get("name") or value.get("model") or value.get("data") or "custom"

@@ -11,7 +11,7 @@ import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from loracle.base.names import is_safe, suggest
 from loracle.spec.methods import METHODS, VIRTUAL
@@ -25,8 +25,17 @@ from loracle.spec.types import Precision as Precision
 from loracle.spec.types import Spec as Spec
 from loracle.spec.types import parse_bytes as parse_bytes
 
-QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity", "sensitivity", "memory", "speed")
-UNDECIDED = frozenset({"sensitivity"})  # measured and shown; no claim, so no verdict
+QUESTIONS = (
+    "degradation",
+    "task_metric",
+    "rank_threshold",
+    "similarity",
+    "sensitivity",
+    "allocation",
+    "memory",
+    "speed",
+)
+UNDECIDED = frozenset({"sensitivity", "allocation"})  # measured and shown; no claim, so no verdict
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -132,7 +141,20 @@ class Adapter(Spec):
     modules_to_save: tuple[str, ...] = Field(
         (), description="modules that are trained in full beside the adapter (the run trains alone)"
     )
-    later = frozenset({"rslora", "loraplus_ratio", "options", "modules_to_save"})
+    rank_pattern: dict[str, PositiveInt] = Field(
+        default_factory=dict,
+        description="{pattern: rank} of layers whose rank is not `rank`; patterns as in `precision`, `attn.c_attn.q` for a slice",
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="{pattern: alpha} of layers whose alpha is not `alpha`; not with `alpha: 2r`"
+    )
+    later = frozenset({"rslora", "loraplus_ratio", "options", "modules_to_save", "rank_pattern", "alpha_pattern"})
+
+    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Null is no pattern; the order of patterns means nothing, so that equal cells compare equal."""
+        return dict(sorted(value.items())) if isinstance(value, dict) else {} if value is None else value
 
     @model_validator(mode="after")
     def _check(self) -> Adapter:
@@ -148,6 +170,11 @@ class Adapter(Spec):
             raise ValueError(f"options: {self.method} takes none; they are for PEFT's other methods")
         if self.method != "lora" and (self.rslora or self.loraplus_ratio != 1):
             raise ValueError(f"method: rslora and loraplus_ratio go with lora, not with {self.method}")
+        if self.method != "lora" and (self.rank_pattern or self.alpha_pattern):
+            name = "rank_pattern" if self.rank_pattern else "alpha_pattern"
+            raise ValueError(f"{name}: goes with lora; what {self.method} takes of the kind goes under options")
+        if self.alpha_pattern and isinstance(self.alpha, str):
+            raise ValueError(f"alpha_pattern: alpha '{self.alpha}' gives every layer its alpha already: keep one")
         if self.method == "full" and self.modules_to_save:
             raise ValueError("modules_to_save: full fine-tuning saves all of them")
         return self
@@ -155,8 +182,12 @@ class Adapter(Spec):
     @property
     def alpha_value(self) -> float:
         """alpha as a number."""
+        return self.alpha_at(self.rank)
+
+    def alpha_at(self, rank: int) -> float:
+        """alpha of a layer of ``rank`` that no alpha_pattern names: '2r' follows the layer's rank, a number does not."""
         if isinstance(self.alpha, str):
-            return float(self.alpha[:-1] or 1) * self.rank
+            return float(self.alpha[:-1] or 1) * rank
         return float(self.alpha)
 
     @property
@@ -210,7 +241,9 @@ class Train(Spec):
 class Question(Spec):
     """A question put to the study; its margin and standing."""
 
-    name: Literal["degradation", "task_metric", "rank_threshold", "similarity", "sensitivity", "memory", "speed"]
+    name: Literal[
+        "degradation", "task_metric", "rank_threshold", "similarity", "sensitivity", "allocation", "memory", "speed"
+    ]
     margin: Annotated[float, Field(gt=0)] | None = None
     primary: bool = False
     compare: Literal["factor", "recipe"] = "factor"

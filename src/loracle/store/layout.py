@@ -81,6 +81,10 @@ class StudyFolder:
         return self.root / "diagnose" / "sensitivity_sweeps.json"
 
     @property
+    def importance(self) -> Path:
+        return self.root / "diagnose" / "importance.json"
+
+    @property
     def mixed_precision(self) -> Path:
         return self.root / "diagnose" / "mixed_precision.json"
 

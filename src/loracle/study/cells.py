@@ -54,9 +54,12 @@ def planned_cells(study: Study) -> list[PlannedCell]:
 
 
 def plain(cell: Cell) -> dict[str, Any]:
-    """A cell as JSON data with alpha as a number, so that ``alpha: 2r`` at rank 8 and ``alpha: 16`` are one cell."""
-    config = cell.model_dump(mode="json")
-    config["adapter"]["alpha"] = cell.adapter.alpha_value
+    """A cell as JSON data with alpha as a number, so that ``alpha: 2r`` at rank 8 and ``alpha: 16`` are one cell; where the
+    rank goes by layer, so does what '2r' means (``alpha_pattern``)."""
+    config, adapter = cell.model_dump(mode="json"), cell.adapter
+    config["adapter"]["alpha"] = adapter.alpha_value
+    if adapter.rank_pattern and isinstance(adapter.alpha, str):
+        config["adapter"]["alpha_pattern"] = {p: adapter.alpha_at(rank) for p, rank in adapter.rank_pattern.items()}
     return config
 
 

@@ -19,6 +19,7 @@ from loracle.store.claims import claim
 from loracle.store.files import read_json, write_json, write_text
 from loracle.store.layout import StudyFolder
 from loracle.study import looks
+from loracle.study.allocation import allocation
 from loracle.study.cells import planned_cells, study_digest
 from loracle.study.crew import GRACE_S, Crew
 from loracle.study.fits import budget, limit
@@ -100,6 +101,7 @@ def _work(
         problems = [
             diagnose(study, layout, plan, crew, threads),
             sensitivity(study, layout, plan, crew, threads),
+            allocation(study, layout, plan, crew, threads),
         ]
         return plan, "; ".join(problem for problem in problems if problem) or None, looked
     except Interrupted as stopped:

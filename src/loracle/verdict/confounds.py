@@ -36,6 +36,9 @@ FINGERPRINTS = ("fingerprint", "sha256")
 NO_BLOCKS = {"bf16", "fp16", "fp32", "int8", "16-bit"}
 NO_DOUBLE_QUANT = NO_BLOCKS | {"int4", "int3", "int2"}  # HQQ's integers have blocks, and plain constants
 RANK_AND_SCALE = "alpha/rank"
+TRAINABLE = "number of trainable parameters"
+SAME_SIZE = 0.01  # counts that differ by no more are called equal: integer ranks cannot meet each other's exactly
+WHOLE = ("precision", "adapter.rank_pattern", "adapter.alpha_pattern")  # blocks of patterns: one factor each
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if key in IGNORED or (marked and key in LOCATED):
             continue
         path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and path != "precision":
+        if path in WHOLE and not value:
+            continue  # written out or left out: no pattern
+        if isinstance(value, Mapping) and path not in WHOLE:
             flat.update(flatten(value, f"{path}."))
         else:
             flat[path] = _plain(value)
@@ -92,7 +97,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Differences:
     names = {factor(p) for p in unlike}
     implied = _implied(names, unlike, left, right)
     changed = tuple(dict.fromkeys(factor(p) for p in unlike if p not in implied))
-    scale_moved = "rank" in changed and _scale(left) != _scale(right)
+    scale_moved = bool({"rank", "rank_pattern"} & set(changed)) and _scales(left) != _scales(right)
     return Differences(changed, (RANK_AND_SCALE,) if scale_moved else ())
 
 
@@ -104,8 +109,8 @@ def _implied(names: set[str], unlike: Sequence[str], a: Mapping[str, Any], b: Ma
     for name, without in (("block_size", NO_BLOCKS), ("double_quant", NO_DOUBLE_QUANT)):
         if "precision" in names and not all(_any_but(x.get("precision"), without) for x in (a, b)):
             implied |= {p for p in unlike if factor(p) == name}
-    if "rank" in names and _scale(a) is not None and _scale(a) == _scale(b):
-        implied |= {p for p in unlike if factor(p) == "alpha"}
+    if {"rank", "rank_pattern"} & names and len(_scales(a)) == 1 and _scales(a) == _scales(b):
+        implied |= {p for p in unlike if factor(p) in ("alpha", "alpha_pattern")}
     if "method" in names:
         implied |= {p for p in unlike if p.startswith("adapter.") and (a.get(p) is None or b.get(p) is None)}
         implied |= {p for p in unlike if p.startswith("adapter.options")} | (_without(a) | _without(b))
@@ -145,7 +150,19 @@ def guard(found: Differences, swept: str, compare: Any = None, also: Sequence[st
         return Guard(swept, False, True, beside, f"as recipes, which also differ in {listed(rest)}")
     if rest:
         return Guard(swept, True, False, beside, f"the two also differ in {listed(rest)}")
-    return Guard(swept, False, recipe, beside, "rank and scale together" if found.derived else "")
+    return Guard(swept, False, recipe, beside, _together(found.derived))
+
+
+def _together(derived: Sequence[str]) -> str:
+    """What moved with the swept factor, in words."""
+    moved = [{RANK_AND_SCALE: "scale"}.get(name, name) for name in derived]
+    return f"{listed(['rank', *moved])} together" if moved else ""
+
+
+def sizes_differ(a: Any, b: Any) -> bool:
+    """Whether two counts of trainable parameters differ by more than ``SAME_SIZE``; False where one is not known."""
+    known = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (a, b))
+    return known and abs(a - b) > SAME_SIZE * b
 
 
 def listed(words: Sequence[str]) -> str:
@@ -172,11 +189,14 @@ def _is_recipe(compare: Any) -> bool:
     return (compare.get("as") if isinstance(compare, Mapping) else compare) == "recipe"
 
 
-def _scale(flat: Mapping[str, Any]) -> float | None:
+def _scales(flat: Mapping[str, Any]) -> set[float]:
+    """Every scale that some layer has: of rank and alpha, and of each pattern of ranks or alphas. Empty where not known."""
     rank, alpha = flat.get("adapter.rank"), flat.get("adapter.alpha")
+    ranks, alphas = (dict(flat.get(f"adapter.{name}_pattern") or ()) for name in ("rank", "alpha"))
     if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not rank:
-        return None
-    return float(alpha) / (float(rank) ** 0.5 if flat.get("adapter.rslora") else float(rank))
+        return set()
+    pairs = {(rank, alpha)} | {(ranks.get(p, rank), alphas.get(p, alpha)) for p in {*ranks, *alphas}}
+    return {float(alpha) / (float(rank) ** 0.5 if flat.get("adapter.rslora") else float(rank)) for rank, alpha in pairs}
 
 
 def _any_but(precision: Any, without: set[str]) -> bool:

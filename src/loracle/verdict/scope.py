@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from loracle.spec.factors import PATTERNS, pattern_label
 from loracle.verdict.claims import Claim
 from loracle.verdict.comparisons import Comparison
 from loracle.verdict.confounds import (
+    TRAINABLE,
     Differences,
     Guard,
     differences,
@@ -19,11 +21,12 @@ from loracle.verdict.confounds import (
     guard,
     has_rank,
     precision_label,
+    sizes_differ,
 )
 from loracle.verdict.evidence import Pairing, Record, StudyEvidence, pair
 
 BY_PRECISION = {"precision", "double_quant", "block_size", "compute_dtype"}
-BY_RANK = {"rank", "alpha"}
+BY_RANK = {"rank", "alpha", "alpha_pattern"}
 
 
 def arms(found: StudyEvidence) -> list[Record]:
@@ -65,7 +68,7 @@ def scope_of(found: StudyEvidence, cell: Record) -> dict[str, Any]:
 def other_factors(found: StudyEvidence, cell: Record) -> dict[str, Any]:
     """Swept factors beside precision and rank, less what those two determine (block size, alpha: 2r)."""
     own = _by_factor(cell)
-    return {name: _shown(own.get(name)) for name in _swept(found) if name in own}
+    return {name: _shown(name, own.get(name)) for name in _swept(found) if name in own}
 
 
 def rank_groups(found: StudyEvidence, cells: Sequence[Record]) -> list[dict[int, Record]]:
@@ -122,6 +125,8 @@ def check(
         changed += [*recorded.changed, *unlike_device(a, b)]
         derived += recorded.derived
     changed += pairing.unlike if pairing is not None else ()
+    if "rank_pattern" in changed and "rank" not in changed:
+        derived += [TRAINABLE] if sizes_differ(arm.get("trainable_params"), reference.get("trainable_params")) else []
     unique = Differences(tuple(dict.fromkeys(changed)), tuple(dict.fromkeys(derived)))
     return guard(unique, swept, bundle, also)
 
@@ -153,7 +158,7 @@ def _determined(name: str, rows: Sequence[tuple[Record, Mapping[str, Any]]]) -> 
         return False
     seen: dict[str, set[str]] = {}
     for cell, row in rows:
-        by = rank_of(cell) if name in BY_RANK else precision_label(cell.get("precision"))
+        by = (rank_of(cell), row.get("rank_pattern")) if name in BY_RANK else precision_label(cell.get("precision"))
         seen.setdefault(repr(by), set()).add(repr(row.get(name)))
     return all(len(values) == 1 for values in seen.values())
 
@@ -180,5 +185,7 @@ def _own_settings(cell: Record) -> tuple[Any, ...]:
     return tuple(repr(own.get(name)) for name in sorted(BY_PRECISION - {"precision"}))
 
 
-def _shown(value: Any) -> Any:
+def _shown(name: str, value: Any) -> Any:
+    if name in PATTERNS:
+        return pattern_label(PATTERNS[name], dict(value))
     return list(value) if isinstance(value, tuple) else value

@@ -28,6 +28,7 @@ NOTHING_LEFT = (
     "probe",
     "diagnose",
     "sensitivity",
+    "allocation",
 )  # jobs that leave nothing to do at the interpreter's end
 
 
@@ -92,6 +93,7 @@ def work(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
         "train": lambda: _train(folder, job, stop),
         "diagnose": lambda: _diagnose(folder, job),
         "sensitivity": lambda: _sensitivity(folder, job),
+        "allocation": lambda: _allocation(folder, job),
         "probe": lambda: _probe(folder, job),
         "judge": lambda: _judge(folder, job, stop),
         "evaluate": lambda: _evaluate(folder, job, stop),
@@ -137,6 +139,12 @@ def _sensitivity(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     from loracle.diagnose.sweeps import sensitivity
 
     return sensitivity(_study_folder(folder), job, say)
+
+
+def _allocation(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    from loracle.diagnose.importance import importance
+
+    return importance(_study_folder(folder), job, say)
 
 
 def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
