@@ -15,6 +15,7 @@ import torch
 
 from loracle.adapters.alone import check_method, count_trainable
 from loracle.adapters.cohort import member_of
+from loracle.adapters.equal_parameters import with_rank
 from loracle.adapters.targets import Site, check_rank, resolve_targets, trainable_params
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
 from loracle.diagnose import sizing
@@ -72,7 +73,8 @@ class Inspection:
 
     def run(self) -> dict[str, Any]:
         """The job's record (docs/jobs.md)."""
-        cells = {key: self.cell(key, cell) for key, cell in self.cells.items()}
+        found = self.choose_ranks()
+        cells = {key: self.cell(key, cell) | found.get(key, {}) for key, cell in self.cells.items()}
         for key in self.data:
             self.write_eval_set(key)
         on_gpu = self.device.type == "cuda" or not self.weights
@@ -197,6 +199,16 @@ class Inspection:
         self.data_records[key]["eval_file"] = path.name
 
     # -- cells --------------------------------------------------------------------------------------------------------
+
+    def choose_ranks(self) -> dict[str, dict[str, Any]]:
+        """Cells that say how many parameters they train get the rank for it; from here on they are like any other."""
+        found: dict[str, dict[str, Any]] = {}
+        for key, cell in self.cells.items():
+            if cell.adapter.parameters is not None:
+                base = self.base(cell)
+                self.cells[key], sizes = with_rank(cell, base.linears, base.config)
+                found[key] = {"rank": self.cells[key].adapter.rank, "parameters": sizes}
+        return found
 
     def cell(self, key: str, cell: Cell) -> dict[str, Any]:
         """Predictions of one cell; raises for what cannot work."""

@@ -144,6 +144,13 @@ class Task(Spec):
         return self.type == "classification"
 
 
+class Variant(Spec):
+    """A LoRA that says how many parameters others shall have: its rank on its targets."""
+
+    targets: tuple[str, ...] | str
+    rank: PositiveInt
+
+
 class Adapter(Spec):
     """What is trained. ``alpha`` is a number, or a multiple of the rank such as '2r', which keeps the scale alpha/r."""
 
@@ -166,7 +173,19 @@ class Adapter(Spec):
     modules_to_save: tuple[str, ...] = Field(
         (), description="modules that are trained in full beside the adapter (the run trains alone)"
     )
-    later = frozenset({"rslora", "loraplus_ratio", "options", "modules_to_save"})
+    parameters: PositiveInt | Variant | None = Field(
+        None,
+        description="in place of `rank`: as many trainable parameters as ranks allow, a number or those of a LoRA such as "
+        "`{targets: [q, v], rank: 8}`; a head and `modules_to_save` are not counted",
+    )
+    later = frozenset({"rslora", "loraplus_ratio", "options", "modules_to_save", "parameters"})
+
+    @model_serializer(mode="wrap")
+    def _dump(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        dumped = super()._dump(serialise, info)
+        if self.parameters is not None:  # there is no rank until the inspect job has found it
+            dumped.pop("rank", None)
+        return dumped
 
     @model_validator(mode="after")
     def _check(self) -> Adapter:
@@ -184,6 +203,8 @@ class Adapter(Spec):
             raise ValueError(f"method: rslora and loraplus_ratio go with lora, not with {self.method}")
         if self.method == "full" and self.modules_to_save:
             raise ValueError("modules_to_save: full fine-tuning saves all of them")
+        if self.parameters is not None and "rank" in self.model_fields_set:
+            raise ValueError("parameters: the rank follows from them: give rank or parameters, not both")
         return self
 
     @property
