@@ -17,9 +17,8 @@ from loracle.base.errors import SpecError
 from loracle.models.linears import Linear
 from loracle.models.load import meta_model
 from loracle.spec.factors import targets_label
-from loracle.spec.study import Cell
+from loracle.spec.study import EQUAL_SIZE, Cell
 
-WITHIN = 0.1  # of the number asked for; farther off a variant is not of equal size
 WHERE = "adapter.parameters"
 
 
@@ -36,7 +35,7 @@ def with_rank(cell: Cell, linears: Sequence[Linear], config: Any) -> tuple[Cell,
     if rank is None:
         raise SpecError(f"the size of {adapter.method} does not grow with its rank: give it a rank", WHERE)
     have = count(rank)
-    if abs(have - asked) > WITHIN * asked:
+    if abs(have - asked) > EQUAL_SIZE * asked:
         raise SpecError(_too_far(cell, asked, rank, count, most), WHERE)
     fixed = adapter.model_copy(update={"rank": rank, "parameters": None})
     found = {"asked": asked, "have": have, "off_percent": 100 * (have - asked) / asked}
@@ -86,8 +85,9 @@ def _counter(cell: Cell, linears: Sequence[Linear], config: Any) -> Callable[[in
 
 def _too_far(cell: Cell, asked: int, rank: int, count: Callable[[int], int], most: int) -> str:
     have, name = count(rank), targets_label(cell.adapter.targets)
+    name = name if cell.adapter.method == "lora" else f"{cell.adapter.method} on {name}"
     off = f"{name} comes no closer to {asked:,} parameters than {have:,} at rank {rank} ({(have - asked) / asked:+.0%})"
     if rank == most and have < asked:
         return f"{off}, the largest rank its layers bear: ask for {have:,} or fewer, or leave {name} out"
-    least = math.ceil((count(2) - count(1)) / (2 * WITHIN))  # half a step is then no more than is allowed
+    least = math.ceil((count(2) - count(1)) / (2 * EQUAL_SIZE))  # half a step is then no more than is allowed
     return f"{off}: ask for {max(least, count(1)):,} or more, or leave {name} out"

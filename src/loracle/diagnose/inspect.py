@@ -225,6 +225,7 @@ class Inspection:
             "base": next(name for name, b in self.bases.items() if b is base),
             "data": data_key,
             "trainable_params": trainable,
+            "head_params": (self.labels(cell, data) or 0) * int(base.config.hidden_size),
             "total_params": max(trainable, base.total_params)
             if cell.adapter.method == "full"
             else base.total_params + trainable,

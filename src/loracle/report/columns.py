@@ -87,6 +87,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "confusion": (*_CELL, "reference", "prediction", "count", "runs"),
     "classes": (*_CELL, "class", "precision_mean", "recall_mean", "f1_mean", "support", "runs"),
     "latency": (*_CELL, "device", "runs", *LATENCY),
+    "layer_variants": (
+        "basis", "parameters_apart_percent", *_CELL, "trainable_params", "reference", "drop_percent", "drop_low_percent",
+        "drop_high_percent", "drop_n", *(f"eval_loss_{part}" for part in ("mean", "low", "high", "n")),
+        "peak_allocated_bytes", "predicted_bytes", "best", "differs_in",
+    ),
     "layer_sensitivity": (
         "base", "codec", "double_quant", "block_size", "text", "tokens", "base_loss", "unit", "place", "module", "layer",
         "kind", "delta_loss", "kl", "agreement", "params",

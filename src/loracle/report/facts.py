@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, sensitivity, wording
+from loracle.report import answers, grids, grids_parts, layers, sensitivity, wording
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -42,6 +42,7 @@ TABLE_NOTES = {
     "confusion": "classification: which label was taken for which, summed over seeds",
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
+    "layer_variants": "adapters on other layers, at equal rank and at equal parameters: drop, loss, memory, which is best",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
     "data_audit": "what was read, dropped, cut and repeated",
 }
@@ -89,6 +90,7 @@ class Facts:
     cells: Grid
     agreement: Grid | None
     similarity: Grid | None
+    layers: Grid | None
     sensitivity: Sequence[Grid]
     memory: Grid
     speed: Grid
@@ -134,6 +136,7 @@ def gather(
         cells=grids.cells(data),
         agreement=grids.agreement(tables["agreement"]),
         similarity=grids.similarity(tables["similarity_by_layer"]),
+        layers=layers.grid(tables["layer_variants"]),
         sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
         memory=grids.memory(tables["memory"]),
         speed=grids.speed(tables["speed"]),

@@ -9,6 +9,7 @@ from typing import Any
 from loracle.report.columns import CELL_METRICS, COLUMNS, COMPONENTS, LATENCY, RUN_METRICS, Table, named, summary
 from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
 from loracle.report.tables_classes import classes, confusion
+from loracle.report.tables_layers import layer_variants
 from loracle.report.tables_methods import methods
 from loracle.report.tables_sensitivity import sensitivity
 from loracle.report.wording import mean
@@ -35,6 +36,7 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "confusion": confusion(data),
         "classes": classes(data),
         "latency": _latency(data),
+        "layer_variants": layer_variants(data),
         "layer_sensitivity": sensitivity(data),
         "data_audit": _audit(data),
     }

@@ -96,7 +96,9 @@ def expand(study: Study) -> list[tuple[dict[str, Any], Cell]]:
     if study.adapter.parameters is not None:
         for name in names:
             if factor_path(name, "vary") == "adapter.rank":
-                raise SpecError("would set aside adapter.parameters, from which the rank follows: keep one", f"vary.{name}")
+                raise SpecError(
+                    "would set aside adapter.parameters, from which the rank follows: keep one", f"vary.{name}"
+                )
     rows: list[tuple[dict[str, Any], str]] = [
         (dict(zip(names, combination, strict=True)), "vary") for combination in itertools.product(*study.vary.values())
     ]

@@ -32,6 +32,7 @@ UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
 QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity", "sensitivity", "memory", "speed")
 UNDECIDED = frozenset({"sensitivity"})  # measured and shown; no claim, so no verdict
+EQUAL_SIZE = 0.1  # within this share of one number of parameters adapters count as equally large
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PositiveInt = Annotated[int, Field(ge=1)]
 

@@ -140,7 +140,7 @@ def described(planned: PlannedCell, record: Mapping[str, Any]) -> dict[str, Any]
         "rank": config["adapter"]["rank"],
         "targets": config["adapter"]["targets"],
         **{key: facts.get(key) for key in PREDICTED},
-        **{key: facts[key] for key in ("parameters",) if key in facts},
+        **{key: facts[key] for key in ("parameters", "head_params") if facts.get(key)},
         "data": facts.get("data"),
         "sha256": hash_,
     }
