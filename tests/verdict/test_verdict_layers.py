@@ -20,7 +20,7 @@ def layers(
     ranks: dict[str, tuple[list[str], int, int]], cost: dict[str, float], seeds: int = 5, scale: int | None = 2
 ) -> StudyEvidence:
     """bf16 and nf4 cells ``name: (targets, rank, parameters)``; ``cost`` is the true log ratio between variants. nf4 costs 1%."""
-    keys = {i: name for i, name in enumerate(ranks)}
+    keys = dict(enumerate(ranks))
     found = study(dict.fromkeys(keys, 0.01), seeds=seeds, rank_cost={i: cost[name] for i, name in keys.items()})
 
     def settled(config: dict[str, Any], i: int) -> dict[str, Any]:
