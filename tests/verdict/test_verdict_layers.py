@@ -46,9 +46,7 @@ def test_equal_parameters_differ_in_where_they_sit_alone() -> None:
     found = layers(EQUAL, {"qv": 0.0, "kv": 0.05, "all": 0.0})
     bases = [(group.basis, [str(cell["id"]) for cell in group.cells], group.apart) for group in groups(found)]
     assert bases == [
-        (EQUAL_RANK, ["bf16-r0", "bf16-r1"], 0.0),
         (EQUAL_PARAMETERS, ["bf16-r0", "bf16-r1", "bf16-r2"], 0.0),
-        (EQUAL_RANK, ["nf4-r0", "nf4-r1"], 0.0),
         (EQUAL_PARAMETERS, ["nf4-r0", "nf4-r1", "nf4-r2"], 0.0),
     ]
     shown = {v.cell["id"]: v for v in variants(found) if v.group.basis == EQUAL_PARAMETERS}

@@ -20,7 +20,7 @@ from torch import nn
 
 from loracle.adapters.batch import CohortBatch, Row, make_batch, scored
 from loracle.adapters.forward import head_logits, scored_hidden
-from loracle.diagnose.units import Codec, Swapper, Unit, units_of
+from loracle.diagnose.units import UNITS, Codec, Swapper, Unit, units_of
 from loracle.models.linears import FAMILIES, Linear
 from loracle.models.load import LoadedBase
 
@@ -51,10 +51,11 @@ class _Known:
 
 
 @torch.no_grad()
-def sweep(loaded: LoadedBase, codec: Codec, rows: Sequence[Row], pad_id: int) -> Sweep:
-    """Quantize each unit of an unquantized base in turn; the base is afterwards what it was, bit for bit."""
+def sweep(loaded: LoadedBase, codec: Codec, rows: Sequence[Row], pad_id: int, wanted: Sequence[str] = UNITS) -> Sweep:
+    """Quantize each unit of an unquantized base in turn; the base is afterwards what it was, bit for bit. ``wanted``: which kinds
+    of units."""
     model = loaded.model
-    swapper, units = Swapper(model, codec), units_of(loaded.linears)
+    swapper, units = Swapper(model, codec), [unit for unit in units_of(loaded.linears) if unit.unit in wanted]
     layers = decoder_layers(model, loaded.linears)
     sums = np.zeros((len(units), 3))
     loss, tokens = 0.0, 0

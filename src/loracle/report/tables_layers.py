@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from loracle.report.columns import named, summary
-from loracle.report.evidence import StudyData, number
+from loracle.report.evidence import StudyData
 from loracle.verdict.layers import Variant, variants
 from loracle.verdict.resources import probe_of
 
@@ -26,8 +26,8 @@ def layer_variants(data: StudyData) -> Iterator[dict[str, Any]]:
             "trainable_params": cell.raw.get("trainable_params"),
             "reference": cell.reference,
             "drop_n": variant.n or None,
-            "peak_allocated_bytes": number(probe.get("peak_allocated_bytes")),
-            "predicted_bytes": number(cell.raw.get("predicted_bytes")),
+            "peak_allocated_bytes": probe.get("peak_allocated_bytes"),
+            "predicted_bytes": cell.raw.get("predicted_bytes"),
             "best": variant.best,
             "differs_in": ", ".join(variant.differs_in),
         }

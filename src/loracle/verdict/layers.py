@@ -64,7 +64,16 @@ def groups(found: StudyEvidence) -> list[Group]:
     for cell in found.cells.values():
         if rank_of(cell) is not None and has_targets(method_of(cell)):
             alike.setdefault(_all_else(cell), []).append(cell)
-    return [group for cells in alike.values() for group in [*_of_equal_rank(cells), *_of_equal_size(cells)]]
+    return [group for cells in alike.values() for group in _of(cells)]
+
+
+def _of(cells: Sequence[Record]) -> list[Group]:
+    """Groups of equal rank that are no part of a larger one of equal size, then those of equal size."""
+    sized = _of_equal_size(cells)
+    return [
+        *(one for one in _of_equal_rank(cells) if not any(all(c in more.cells for c in one.cells) for more in sized)),
+        *sized,
+    ]
 
 
 def _all_else(cell: Record) -> str:
