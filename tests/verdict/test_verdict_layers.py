@@ -17,11 +17,17 @@ QV, ALL = ["q", "v"], ["q", "k", "v", "o"]
 
 
 def layers(
-    ranks: dict[str, tuple[list[str], int, int]], cost: dict[str, float], seeds: int = 5, scale: int | None = 2
+    ranks: dict[str, tuple[list[str], int, int]],
+    cost: dict[str, float],
+    seeds: int = 5,
+    scale: int | None = 2,
+    **given: Any,
 ) -> StudyEvidence:
     """bf16 and nf4 cells ``name: (targets, rank, parameters)``; ``cost`` is the true log ratio between variants. nf4 costs 1%."""
     keys = dict(enumerate(ranks))
-    found = study(dict.fromkeys(keys, 0.01), seeds=seeds, rank_cost={i: cost[name] for i, name in keys.items()})
+    found = study(
+        dict.fromkeys(keys, 0.01), seeds=seeds, rank_cost={i: cost[name] for i, name in keys.items()}, **given
+    )
 
     def settled(config: dict[str, Any], i: int) -> dict[str, Any]:
         targets, rank, _ = ranks[keys[i]]
@@ -112,3 +118,11 @@ def test_rank_alone_or_targets_alone_stay_what_they_are() -> None:
     assert placed(both, [100, 100]).changed == (PLACEMENT, "learning_rate")
     assert placed(both, [100, None]) == placed(both, [0, 0]) == placed(both, []) == both
     assert guard(placed(both, [100, 101]), PLACEMENT).text == "the two also differ in learning_rate"
+
+
+def test_of_equal_variants_one_is_called_worse_in_fewer_than_five_of_a_hundred_studies() -> None:
+    """3.3% of 400 studies; here 60 of them, deterministic."""
+    same = {"qv": 0.0, "kv": 0.0, "all": 0.0}
+    studies = [layers(EQUAL, same, rng=i, items=30) for i in range(60)]
+    wrong = [any(v.best == "not best" for v in variants(found) if v.cell["precision"] == "bf16") for found in studies]
+    assert sum(wrong) <= 3
