@@ -87,10 +87,10 @@ def loaded(model: str) -> Loaded:
     return Loaded(load_base(source, cell, torch.device("cpu")), load_tokenizer(source), source.name)
 
 
-def layers(where: Loaded, codec: Codec) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def layers(where: Loaded, codec: Codec, half: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One base and codec: the scores, and what was predicted and measured of each matrix."""
     rows, pad = plain_text(where.tokenizer, 512), pad_token_id(where.tokenizer)
-    seen, unseen = rows[0::2], rows[1::2]
+    seen, unseen = rows[0::2][:half], rows[1::2][:half]
     started = time.monotonic()
     predicted = error_predictors(where.base, codec, seen, pad)
     between = time.monotonic()
@@ -226,13 +226,24 @@ def main() -> None:
     parser.add_argument(
         "--study", action="append", default=[], type=Path, help="folder of a finished study; repeatable"
     )
+    parser.add_argument(
+        "--earlier",
+        action="append",
+        default=[],
+        type=Path,
+        help="a result file whose settings are taken in; repeatable",
+    )
+    parser.add_argument("--rows", type=int, help="at most so many rows of plain text in each half [all]")
     parser.add_argument("--out", type=Path, default=HERE / f"{date.today().isoformat()}-predict-before-training.json")
     asked = parser.parse_args()
-    rows, matrices = [], []
+    rows, matrices, frames = [], [], []
+    for path in asked.earlier:
+        rows += json.loads(path.read_text())["layers"]["settings"]
+        frames.append(pd.read_csv(path.with_suffix(".csv")))
     for model in asked.base:
         where = loaded(model)
         for name in asked.codec:
-            row, found = layers(where, Codec(name))
+            row, found = layers(where, Codec(name), asked.rows)
             rows.append(row)
             matrices += found
     result = {
@@ -242,8 +253,9 @@ def main() -> None:
         "ranks": [row for folder in asked.study for row in ranks(folder)],
         "provenance": provenance("cpu", torch.get_num_threads()),
     }
-    if matrices:
-        pd.DataFrame(matrices).to_csv(asked.out.with_suffix(".csv"), index=False, float_format="%.6g")
+    frames += [pd.DataFrame(matrices)] if matrices else []
+    if frames:
+        pd.concat(frames).to_csv(asked.out.with_suffix(".csv"), index=False, float_format="%.6g")
     asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(asked.out)
 
