@@ -160,6 +160,16 @@ def test_inspection_needs_no_weights(tmp_path: Path) -> None:
     assert record["usage"] is False
 
 
+def test_ranks_are_found_before_anything_is_predicted(tmp_path: Path) -> None:
+    asked = job("gpt2-demo", adapter={"targets": ["q", "v"], "alpha": "2r", "parameters": 110_592})
+    plain = job("gpt2-demo", adapter={"targets": ["q", "v"], "alpha": "2r", "rank": 36})
+    del asked["cells"][0]["config"]["adapter"]["rank"]
+    one, two = (inspect(StudyFolder(tmp_path / n), j, silent)["cells"]["c0"] for n, j in (("a", asked), ("b", plain)))
+    assert one.pop("rank") == 36
+    assert one.pop("parameters") == {"asked": 110_592, "have": 110_592, "off_percent": 0.0}
+    assert one == two
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

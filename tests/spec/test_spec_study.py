@@ -270,3 +270,41 @@ def test_sensitivity_takes_no_margin() -> None:
     text = "{name: x, task: {name: banking77-10}, questions: [degradation, {name: sensitivity, margin: 0.1}]}"
     with pytest.raises(SpecError, match="measured, not decided"):
         parse_study(read_yaml(text, "study.yaml"))
+
+
+# -- parameters in place of a rank ------------------------------------------------------------------------------------
+
+
+def test_parameters_stand_in_place_of_a_rank() -> None:
+    found = study({"adapter": {"parameters": {"targets": ["q", "v"], "rank": 8}, "alpha": "2r"}})
+    assert "rank" not in found.model_dump()["adapter"]
+    [(_, cell)] = expand(found)
+    assert cell.adapter.parameters == found.adapter.parameters
+    again = parse_study(read_yaml(write_yaml(found.model_dump(mode="json")), "f"))
+    assert again == found
+    assert "parameters" not in study({"adapter": {"rank": 4}}).model_dump()["adapter"]
+    assert study({"adapter": {"rank": 4}}, "parameters=4096").adapter.parameters == 4096  # the one replaces the other
+    assert study({"adapter": {"parameters": 4096}}, "rank=4").adapter.parameters is None
+    mixed = study(
+        {"adapter": {"parameters": 4096}, "vary": {"targets": [["q"]]}, "cells": [{"targets": ["q"], "rank": 2}]}
+    )
+    assert [(c.adapter.parameters, c.adapter.rank) for _, c in expand(mixed)] == [(4096, 8), (None, 2)]
+    varied = study({"adapter": {"rank": 4}, "vary": {"parameters": [None, 4096]}})
+    assert [(c.adapter.parameters, c.adapter.rank) for _, c in expand(varied)] == [(None, 4), (4096, 8)]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"adapter": {"rank": 4, "parameters": 4096}}, "adapter.parameters: the rank follows from them: give rank or"),
+        ({"adapter": {"parameters": 4096}, "vary": {"rank": [2, 4]}}, "vary.rank: would set aside adapter.parameters"),
+        ({"cells": [{"rank": 4, "parameters": 4096}]}, "cells.0.rank: the rank follows from the parameters"),
+        ({"adapter": {"parameters": 0}}, "adapter.parameters: input should be greater than or equal to 1 (got 0)"),
+        ({"adapter": {"parameters": {"targets": ["q"]}}}, "adapter.parameters.rank: field required"),
+        ({"adapter": {"parameters": {"target": ["q"], "rank": 1}}}, "adapter.parameters.target: unknown key"),
+    ],
+)
+def test_what_does_not_go_with_parameters(extra: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        expand(study(extra))
+    assert str(caught.value).startswith(message)

@@ -202,3 +202,50 @@ def test_a_data_file_that_is_not_there_stops_a_plan_too(fake, make_study):
 
 def test_a_hub_data_set_is_not_looked_for_on_disk(fake, make_study):
     assert preview_plan(make_study("task.data=org/name"))["cells"]
+
+
+def sized(study, ranks, **facts):
+    """An inspect record in which each cell with ``adapter.parameters`` was found to have one of ``ranks`` by targets."""
+    cells = {}
+    for planned in planned_cells(study):
+        adapter = planned.cell.adapter
+        cells[planned.key] = {"base": "b", "data": None, "steps": 6, **facts}
+        if adapter.parameters is not None:
+            found = {"asked": adapter.parameters, "have": adapter.parameters, "off_percent": 0.0}
+            cells[planned.key] |= {"rank": ranks["".join(adapter.targets)], "parameters": found}
+    return {"cells": cells, "bases": {"b": {"fingerprint": "f"}}, "data": {}}
+
+
+def test_a_cell_of_equal_parameters_is_that_of_the_rank_it_got(make_study):
+    vary = "vary={precision: [bf16, nf4], targets: [[q, v], [q, k, v, o]]}"
+    study = make_study(vary, "adapter.alpha=2r", "adapter.parameters=4096")
+    plan = make_plan(study, sized(study, {"qv": 8, "qkvo": 4}), CPU)
+    rows = [
+        f"{{precision: {p}, targets: {t}, rank: {r}}}"
+        for p in ("bf16", "nf4")
+        for t, r in (("[q, v]", 8), ("[q, k, v, o]", 4))
+    ]
+    by_hand = make_study("vary={precision: [bf16], targets: [[q]]}", "adapter.alpha=2r", f"cells=[{', '.join(rows)}]")
+    other = make_plan(by_hand, sized(by_hand, {}), CPU)
+    assert [cell["id"] for cell in plan["cells"]] == [cell["id"] for cell in other["cells"]][1:]
+    assert [cell["label"] for cell in plan["cells"]] == ["bf16-r8-qv", "bf16-r4-qkvo", "nf4-r8-qv", "nf4-r4-qkvo"]
+    assert [cell["config"]["adapter"]["alpha"] for cell in plan["cells"]] == [16.0, 8.0] * 2
+    assert "parameters" not in plan["cells"][0]["config"]["adapter"]
+    assert plan["cells"][0]["parameters"]["asked"] == 4096
+    assert "parameters" not in other["cells"][0]
+    assert [cell["differences"] for cell in plan["cells"][2:]] == [["precision"]] * 2
+    assert plan["study_sha256"] == study_digest(study, planned_cells(study))
+    changed = make_study(vary, "adapter.alpha=16", "adapter.parameters=4096")
+    assert study_digest(changed, planned_cells(changed)) != plan["study_sha256"]
+
+
+def test_a_rank_that_was_written_and_one_that_was_found_are_one_cell(make_study):
+    study = make_study(
+        "vary={precision: [nf4], targets: [[q, v]]}",
+        "adapter.parameters=4096",
+        "cells=[{precision: nf4, targets: [q, v], rank: 8}]",
+    )
+    assert len(planned_cells(study)) == 2
+    plan = make_plan(study, sized(study, {"qv": 8}), CPU)
+    assert [cell["rank"] for cell in plan["cells"]] == [8]
+    assert len(plan["runs"]) == 3

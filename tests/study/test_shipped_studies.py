@@ -356,8 +356,9 @@ def test_equal_budgets_are_equal(plan_of: Callable[..., dict[str, Any]]) -> None
     path = ROOT / "studies" / "layer-variants-gpt2.yaml"
     overrides = next(overrides_of(rest) for _, _, rest in commands(path) if "name=layer-budgets-gpt2" in rest)
     plan = plan_of("layer-variants-gpt2", *overrides)
-    assert len(plan["cells"]) == 6
+    assert [cell["rank"] for cell in plan["cells"]] == [36, 36, 18, 8] * 2
     assert {cell["trainable_params"] for cell in plan["cells"]} == {3_538_944}
+    assert [cell["differences"] for cell in plan["cells"][4:]] == [["precision"]] * 4
 
 
 def test_a_share_of_the_training_rows_in_place_of_the_test_split() -> None:

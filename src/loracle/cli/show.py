@@ -68,7 +68,19 @@ def _cells(plan: Mapping[str, Any]) -> str:
         ]
         for cell in plan["cells"]
     ]
-    return "\n".join([table(heads, rows), *_budgets(plan)])
+    return "\n".join([table(heads, rows), *_budgets(plan), *_equal_parameters(plan)])
+
+
+def _equal_parameters(plan: Mapping[str, Any]) -> list[str]:
+    """The ranks that were chosen for ``adapter.parameters``, and how far off they are."""
+    from loracle.spec.factors import targets_label
+
+    found: dict[str, None] = {}
+    for cell in plan["cells"]:
+        if sizes := cell.get("parameters"):
+            asked, off = count(sizes["asked"]), sizes["off_percent"]
+            found[f"rank {cell['rank']} for {asked} parameters on {targets_label(cell['targets'])}: {off:+.1f}%"] = None
+    return list(found)
 
 
 def _budgets(plan: Mapping[str, Any]) -> list[str]:

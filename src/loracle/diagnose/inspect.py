@@ -15,6 +15,7 @@ import torch
 
 from loracle.adapters.alone import check_method, count_trainable
 from loracle.adapters.cohort import member_of
+from loracle.adapters.equal_parameters import with_rank
 from loracle.adapters.ranks import Size, site_sizes, trainable_params
 from loracle.adapters.targets import Site, resolve_targets
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
@@ -74,7 +75,8 @@ class Inspection:
 
     def run(self) -> dict[str, Any]:
         """The job's record (docs/jobs.md)."""
-        cells = {key: self.cell(key, cell) for key, cell in self.cells.items()}
+        found = self.choose_ranks()
+        cells = {key: self.cell(key, cell) | found.get(key, {}) for key, cell in self.cells.items()}
         for key in self.data:
             self.write_eval_set(key)
         on_gpu = self.device.type == "cuda" or not self.weights
@@ -202,6 +204,16 @@ class Inspection:
 
     # -- cells --------------------------------------------------------------------------------------------------------
 
+    def choose_ranks(self) -> dict[str, dict[str, Any]]:
+        """Cells that say how many parameters they train get the rank for it; from here on they are like any other."""
+        found: dict[str, dict[str, Any]] = {}
+        for key, cell in self.cells.items():
+            if cell.adapter.parameters is not None:
+                base = self.base(cell)
+                self.cells[key], sizes = with_rank(cell, base.linears, base.config)
+                found[key] = {"rank": self.cells[key].adapter.rank, "parameters": sizes}
+        return found
+
     def cell(self, key: str, cell: Cell) -> dict[str, Any]:
         """Predictions of one cell; raises for what cannot work."""
         base = self.base(cell)
@@ -217,6 +229,7 @@ class Inspection:
             "base": next(name for name, b in self.bases.items() if b is base),
             "data": data_key,
             "trainable_params": trainable,
+            "head_params": (self.labels(cell, data) or 0) * int(base.config.hidden_size),
             "total_params": max(trainable, base.total_params)
             if cell.adapter.method == "full"
             else base.total_params + trainable,

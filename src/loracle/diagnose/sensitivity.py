@@ -91,7 +91,7 @@ def tried(loaded: LoadedBase, trials: Sequence[Trial], rows: Sequence[Row], pad_
     layers = decoder_layers(model, loaded.linears)
     sums = np.zeros((len(trials), 3))
     loss, tokens = 0.0, 0
-    for batch in _batches(rows, model.config.vocab_size, pad_id, loaded.device):
+    for batch in row_batches(rows, model.config.vocab_size, pad_id, loaded.device):
         known = _reference(model, batch, layers)
         loss, tokens = loss + known.loss, tokens + int(batch.tokens.sum())
         for i, trial in enumerate(trials):
@@ -118,7 +118,7 @@ def _harm(unit: dict[str, Any]) -> float:
 # -- one batch ------------------------------------------------------------------------------------------------------------
 
 
-def _batches(rows: Sequence[Row], vocab: int, pad_id: int, device: torch.device) -> Iterator[CohortBatch]:
+def row_batches(rows: Sequence[Row], vocab: int, pad_id: int, device: torch.device) -> Iterator[CohortBatch]:
     """Batches of rows of like length: no more tokens than one pass takes, and than their probabilities have room for."""
     budget = min(TOKENS_PER_PASS[device.type], REFERENCE_BYTES[device.type] // (4 * vocab))
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i))

@@ -92,6 +92,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *_CELL, "reference", "metric", "group", "items", "ungrouped", "n", "reference_mean", "arm_mean", "change",
         "change_low", "change_high", "gap", "gap_low", "gap_high", "gap_level", "gap_shown", "confounds",
     ),
+    "layer_variants": (
+        "basis", "parameters_apart_percent", *_CELL, "trainable_params", "reference", "drop_percent", "drop_low_percent",
+        "drop_high_percent", "drop_n", *(f"eval_loss_{part}" for part in ("mean", "low", "high", "n")),
+        "peak_allocated_bytes", "predicted_bytes", "best", "differs_in",
+    ),
     "layer_sensitivity": (
         "base", "codec", "double_quant", "block_size", "text", "when", "run", "tokens", "base_loss", "unit", "place", "module", "layer",
         "kind", "delta_loss", "kl", "agreement", "params",

@@ -20,6 +20,7 @@ from loracle.report import (
     grids_parts,
     groups,
     hypotheses,
+    layers,
     mixing,
     proposals,
     sensitivity,
@@ -60,6 +61,7 @@ TABLE_NOTES = {
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
     "groups": "loss and task metric of each group of rows against 16-bit, and the gap to the other groups",
+    "layer_variants": "adapters on other layers, at equal rank and at equal parameters: drop, loss, memory, which is best",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
     "mixed_precision": "which matrices were kept finer, one after the other, and what the rest then costs",
     "rank_allocation": "where rank is needed, by layer: spectrum of the learned updates, gradient before training, proposed ranks",
@@ -116,6 +118,7 @@ class Facts:
     cells: Grid
     agreement: Grid | None
     similarity: Grid | None
+    layers: Grid | None
     sensitivity: Sequence[Grid]
     allocation: Sequence[Grid]
     patterns: Sequence[tuple[str, str]]
@@ -174,6 +177,7 @@ def gather(
         cells=grids.cells(data),
         agreement=fidelity.fidelity(data, tables["agreement"], entries),
         similarity=grids.similarity(tables["similarity_by_layer"]),
+        layers=layers.grid(tables["layer_variants"]),
         sensitivity=[*sensitivity.grids(tables["layer_sensitivity"]), *mixing.grids(tables["mixed_precision"])],
         allocation=allocation.grids(data, entries, tables),
         patterns=proposals.texts(data, entries),

@@ -50,6 +50,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from ("## What quantization costs", "")
     yield from _figures(facts, "rank_threshold_plot.png")
     yield from _groups(facts.topics["cost"])
+    if facts.layers is not None:
+        yield from _grid(facts.layers)
     if facts.sensitivity:
         yield from _figures(facts, "layer_sensitivity_heatmap.png")
         for grid in facts.sensitivity:

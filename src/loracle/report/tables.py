@@ -13,6 +13,7 @@ from loracle.report.tables_checks import differing, failures
 from loracle.report.tables_classes import classes, confusion
 from loracle.report.tables_compared import memory_by_rank, quality_memory
 from loracle.report.tables_groups import rows as groups
+from loracle.report.tables_layers import layer_variants
 from loracle.report.tables_methods import methods
 from loracle.report.tables_sensitivity import mixed_precision, sensitivity
 from loracle.report.wording import mean
@@ -43,6 +44,7 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "classes": classes(data),
         "latency": _latency(data),
         "groups": groups(data),
+        "layer_variants": layer_variants(data),
         "layer_sensitivity": sensitivity(data),
         "mixed_precision": mixed_precision(data),
         "rank_allocation": allocation(data, entries),

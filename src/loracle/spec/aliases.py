@@ -22,6 +22,7 @@ FACTORS: dict[str, str] = {
     "compute_dtype": "compute_dtype",
     "method": "adapter.method",
     "rank": "adapter.rank",
+    "parameters": "adapter.parameters",
     "alpha": "adapter.alpha",
     "dropout": "adapter.dropout",
     "targets": "adapter.targets",
@@ -89,6 +90,9 @@ VALUES: dict[str, dict[str, str]] = {
     "train.optimizer": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "paged_adamw": "paged_adamw_32bit"},
 }
 
+# One setting said in either of two ways: where one is set over the other, the other goes.
+INSTEAD = {"adapter.rank": "adapter.parameters", "adapter.parameters": "adapter.rank"}
+
 SECTIONS = ("base", "task", "adapter", "train", "run", "diagnose")
 
 
@@ -104,6 +108,13 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
             raise SpecError(f"'{part}' is not a section, so '{parts[-1]}' cannot stand in it", path)
         tree[part] = tree = dict(inner)
     tree[parts[-1]] = value
+
+
+def drop(tree: dict[str, Any], path: str) -> None:
+    """Take ``path = 'a.b'`` out of the tree, where it is there; the section is a new one."""
+    section, _, key = path.partition(".")
+    if isinstance(tree.get(section), dict):
+        tree[section] = {k: v for k, v in tree[section].items() if k != key}
 
 
 def open_section(name: str, value: Any) -> Any:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from loracle.base.errors import SpecError
 from loracle.base.names import slug
-from loracle.spec.aliases import factor_path, open_section, put
+from loracle.spec.aliases import INSTEAD, drop, factor_path, open_section, put
 from loracle.spec.load import explain, tuples, validate
 from loracle.spec.methods import METHODS
 from loracle.spec.mixing import Mixed
@@ -46,8 +46,11 @@ def cell_tree(study: Study) -> dict[str, Any]:
 
 def apply_factors(tree: dict[str, Any], values: Mapping[str, Any], where: str) -> Cell:
     """The cell that ``tree`` becomes with each factor set; errors name ``where``."""
+    paths = {factor_path(name, where) for name in values}
     for name, value in values.items():
         path = factor_path(name, where)
+        if INSTEAD.get(path) in paths:
+            raise SpecError("the rank follows from the parameters: vary one of the two", f"{where}.{name}")
         if path in ("base", "task"):
             value = open_section(path, value)
             section = tree[path] if path == "task" and not {"name", "data"} & set(value) else {}
@@ -56,6 +59,8 @@ def apply_factors(tree: dict[str, Any], values: Mapping[str, Any], where: str) -
             put(tree, "train.epochs", None)
         elif path == "train.epochs":
             put(tree, "train.steps", None)
+        elif path in INSTEAD and value is not None:
+            drop(tree, INSTEAD[path])
         put(tree, path, value)
     try:
         return normalised(Cell.model_validate(tuples(tree)))
@@ -76,7 +81,7 @@ def _written_at(path: str, values: Mapping[str, Any], where: str) -> str:
 def normalised(cell: Cell) -> Cell:
     """A cell without what its method or precision has no use for (rank, targets, 4-bit settings), so equal cells compare equal."""
     method, plain = METHODS[cell.adapter.method], Adapter()
-    unused: dict[str, Any] = {} if method.rank else {"rank": plain.rank, "alpha": plain.alpha}
+    unused: dict[str, Any] = {} if method.rank else {"rank": plain.rank, "alpha": plain.alpha, "parameters": None}
     if not method.targets:
         unused["targets"] = plain.targets
     if unused:
@@ -92,6 +97,12 @@ def normalised(cell: Cell) -> Cell:
 def expand(study: Study) -> list[tuple[dict[str, Any], Cell]]:
     """All cells of a study as (factor values, cell), in the order written, each once."""
     names = list(study.vary)
+    if study.adapter.parameters is not None:
+        for name in names:
+            if factor_path(name, "vary") == "adapter.rank":
+                raise SpecError(
+                    "would set aside adapter.parameters, from which the rank follows: keep one", f"vary.{name}"
+                )
     rows: list[tuple[dict[str, Any], str]] = [
         (dict(zip(names, combination, strict=True)), "vary") for combination in itertools.product(*study.vary.values())
     ]
@@ -143,11 +154,11 @@ def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
     method = METHODS[adapter.method]
     parts = [precision_label(cell.precision)]
     parts += [] if adapter.method == "lora" else [adapter.method.replace("_", "-")]
-    parts += [f"r{adapter.rank}"] if method.rank else []
+    parts += [f"r{adapter.rank}" if adapter.parameters is None else "equal"] if method.rank else []
     parts += [targets_label(adapter.targets)] if method.targets else []
     parts += [pattern_label(word, found) for name, word in PATTERNS.items() if (found := getattr(adapter, name))]
     for name, value in values.items():
-        if name in ("precision", "method", "rank", "targets", *PATTERNS):
+        if name in ("precision", "method", "rank", "parameters", "targets", *PATTERNS):
             continue
         if isinstance(value, Mapping):
             value = value.get("name") or value.get("model") or value.get("data") or "custom"

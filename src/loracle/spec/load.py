@@ -10,7 +10,17 @@ from pydantic import BaseModel, ValidationError
 
 from loracle.base.errors import SpecError
 from loracle.base.names import nearest, suggest
-from loracle.spec.aliases import ALIASES, FACTORS, SECTIONS, canonical, factor_path, put, translate
+from loracle.spec.aliases import (
+    ALIASES,
+    FACTORS,
+    INSTEAD,
+    SECTIONS,
+    canonical,
+    drop,
+    factor_path,
+    put,
+    translate,
+)
 from loracle.spec.study import PRECISIONS, QUESTIONS, Adapter, Base, Decide, Diagnose, Question, Run, Study, Task, Train
 from loracle.spec.yaml import read_yaml, read_yaml_file
 
@@ -70,6 +80,8 @@ def override(tree: dict[str, Any], path: str, value: Any) -> None:
     if isinstance(vary, dict):
         _check_reach(vary, dotted, path)
         tree["vary"] = {k: v for k, v in vary.items() if k == varied or factor_path(k, "vary") != dotted}
+    if dotted in INSTEAD and value is not None and not varied:
+        drop(tree, INSTEAD[dotted])
     put(tree, path if varied else dotted, value)
 
 
@@ -141,6 +153,9 @@ def validate(model: type[M], tree: dict[str, Any], prefix: str = "") -> M:
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> tuple[str, str]:
     """(message, dotted path) of the most telling of pydantic's errors."""
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    # Of a number or a section (adapter.parameters) the one that was meant: a section is no wrong number.
+    meant = [p for p in problems if not (isinstance(p.get("input"), dict) and any(map(_is_tag, p["loc"][-1:])))]
+    problems = meant or problems
     first = problems[0]
     if "precision" in first["loc"]:
         first = _of_precision([p for p in problems if "precision" in p["loc"]])
@@ -179,7 +194,7 @@ def _of_precision(problems: Sequence[Any]) -> Any:
 def _is_tag(part: Any) -> bool:
     """Pydantic adds the union branch's name to the location: not a key of the file."""
     return isinstance(part, str) and (
-        "[" in part or part in {"str", "int", "float", "constrained-int", "constrained-float"}
+        "[" in part or part in {"str", "int", "float", "constrained-int", "constrained-float", "Variant"}
     )
 
 

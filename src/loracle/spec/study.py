@@ -11,7 +11,14 @@ import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from loracle.base.names import is_safe, suggest
 from loracle.spec.methods import METHODS, VIRTUAL
@@ -36,6 +43,7 @@ QUESTIONS = (
     "speed",
 )
 UNDECIDED = frozenset({"sensitivity", "allocation"})  # measured and shown; no claim, so no verdict
+EQUAL_SIZE = 0.1  # within this share of one number of parameters adapters count as equally large
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -119,6 +127,13 @@ class Task(Spec):
         return self.type == "classification"
 
 
+class Variant(Spec):
+    """A LoRA that says how many parameters others shall have: its rank on its targets."""
+
+    targets: tuple[str, ...] | str
+    rank: PositiveInt
+
+
 class Adapter(Spec):
     """What is trained. ``alpha`` is a number, or a multiple of the rank such as '2r', which keeps the scale alpha/r."""
 
@@ -148,7 +163,21 @@ class Adapter(Spec):
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="{pattern: alpha} of layers whose alpha is not `alpha`; not with `alpha: 2r`"
     )
-    later = frozenset({"rslora", "loraplus_ratio", "options", "modules_to_save", "rank_pattern", "alpha_pattern"})
+    parameters: PositiveInt | Variant | None = Field(
+        None,
+        description="in place of `rank`: as many trainable parameters as ranks allow, a number or those of a LoRA such as "
+        "`{targets: [q, v], rank: 8}`; a head and `modules_to_save` are not counted",
+    )
+    later = frozenset(
+        {"rslora", "loraplus_ratio", "options", "modules_to_save", "rank_pattern", "alpha_pattern", "parameters"}
+    )
+
+    @model_serializer(mode="wrap")
+    def _dump(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        dumped = super()._dump(serialise, info)
+        if self.parameters is not None:  # there is no rank until the inspect job has found it
+            dumped.pop("rank", None)
+        return dumped
 
     @field_validator("rank_pattern", "alpha_pattern", mode="before")
     @classmethod
@@ -177,6 +206,12 @@ class Adapter(Spec):
             raise ValueError(f"alpha_pattern: alpha '{self.alpha}' gives every layer its alpha already: keep one")
         if self.method == "full" and self.modules_to_save:
             raise ValueError("modules_to_save: full fine-tuning saves all of them")
+        if self.parameters is not None and (self.rank_pattern or self.alpha_pattern):
+            raise ValueError(
+                "parameters: one rank is found for all layers, so it goes with no rank_pattern or alpha_pattern"
+            )
+        if self.parameters is not None and "rank" in self.model_fields_set:
+            raise ValueError("parameters: the rank follows from them: give rank or parameters, not both")
         return self
 
     @property

@@ -6,7 +6,7 @@ What needs a model or data (parameters, bytes, fingerprints) comes from the insp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,15 @@ PREDICTED = (
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One cell: ``key`` names it in the inspect job, ``label`` to people."""
+    """One cell: ``key`` names it in the inspect job, ``label`` to people; ``values`` are the factors that made it."""
 
     key: str
-    label: str
     cell: Cell
+    values: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        return slug(cell_label(self.cell, self.values), LABEL_LIMIT).rstrip("-._")
 
     @property
     def quantized(self) -> bool:
@@ -49,15 +53,28 @@ def planned_cells(study: Study) -> list[PlannedCell]:
     for values, cell in expand(study.model_copy(update={"task": load_task(study.task)})):
         merged = cell.model_copy(update={"task": load_task(cell.task)})
         key = digest(plain(merged))[:12]
-        found.setdefault(key, PlannedCell(key, slug(cell_label(cell, values), LABEL_LIMIT).rstrip("-._"), merged))
+        found.setdefault(key, PlannedCell(key, merged, values))
     return list(found.values())
+
+
+def with_ranks(cells: Sequence[PlannedCell], record: Mapping[str, Any]) -> list[PlannedCell]:
+    """The cells with the ranks that the inspect job found for ``adapter.parameters``: as if they had been written so."""
+    found = []
+    for planned in cells:
+        adapter = planned.cell.adapter
+        if adapter.parameters is not None:
+            fixed = adapter.model_copy(update={"rank": record["cells"][planned.key]["rank"], "parameters": None})
+            planned = replace(planned, cell=planned.cell.model_copy(update={"adapter": fixed}))
+        found.append(planned)
+    return found
 
 
 def plain(cell: Cell) -> dict[str, Any]:
     """A cell as JSON data with alpha as a number, so that ``alpha: 2r`` at rank 8 and ``alpha: 16`` are one cell; where the
     rank goes by layer, so does what '2r' means (``alpha_pattern``)."""
     config, adapter = cell.model_dump(mode="json"), cell.adapter
-    config["adapter"]["alpha"] = adapter.alpha_value
+    if adapter.parameters is None:  # else '2r' waits for its rank
+        config["adapter"]["alpha"] = adapter.alpha_value
     if adapter.rank_pattern and isinstance(adapter.alpha, str):
         config["adapter"]["alpha_pattern"] = {p: adapter.alpha_at(rank) for p, rank in adapter.rank_pattern.items()}
     return config
@@ -126,6 +143,7 @@ def described(planned: PlannedCell, record: Mapping[str, Any]) -> dict[str, Any]
         "rank": config["adapter"]["rank"],
         "targets": config["adapter"]["targets"],
         **{key: facts.get(key) for key in PREDICTED},
+        **{key: facts[key] for key in ("parameters", "head_params") if facts.get(key)},
         "data": facts.get("data"),
         "sha256": hash_,
     }

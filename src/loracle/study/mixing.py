@@ -77,7 +77,7 @@ def _mixed_rows(study: Study) -> Iterator[dict[str, Any]]:
 
 
 def _cell(study: Study, values: Mapping[str, Any]) -> PlannedCell:
-    return PlannedCell("", "", apply_factors(cell_tree(study), values, "vary"))
+    return PlannedCell("", apply_factors(cell_tree(study), values, "vary"), values)
 
 
 def _mix(study: Study, planned: PlannedCell) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from loracle.spec.study import Study
 from loracle.store.files import SCHEMA, digest
 from loracle.store.identity import run_digest
 from loracle.study import looks
-from loracle.study.cells import PlannedCell, asks, described, planned_cells, references, study_digest
+from loracle.study.cells import PlannedCell, asks, described, planned_cells, references, study_digest, with_ranks
 from loracle.study.cohorts import Load, chunks, cohort_id, divide, group_key, makespan, most
 from loracle.study.fits import cohort_needs, limit, stored_to_fit
 from loracle.study.resources import Machine, as_seen, concurrency, lanes
@@ -24,7 +24,8 @@ def make_plan(
     study: Study, record: Mapping[str, Any], machine: Machine, finished: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """plan.json. ``record`` is the inspect job's; ``finished`` maps runs that need no training to their cohort."""
-    cells = planned_cells(study)
+    asked = planned_cells(study)
+    cells = with_ranks(asked, record)
     record = stored_to_fit(record, _choosable(cells), limit(study.run, record.get("machine") or {}))
     entries = {planned.key: described(planned, record) for planned in cells}
     _relate(cells, entries)
@@ -46,7 +47,7 @@ def make_plan(
         "workers": workers,
         "estimated_s": None if None in costs else makespan(costs, workers),
         "splits": {},
-        "study_sha256": study_digest(study, cells),
+        "study_sha256": study_digest(study, asked),
     }
     if study.decide is not None:
         plan |= looks.described(study)

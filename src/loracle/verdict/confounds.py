@@ -4,6 +4,7 @@ Reads the nested ``config`` of plan cells or run records. Paths, storage, seeds 
 differences: numbers do not depend on them, or runs are paired on them. What a setting brings along is told apart from what was
 changed beside it: a 16-bit arm has no block size, prefix tuning no rank and options of its own, ``alpha: 2r`` moves
 alpha with the rank and keeps the scale, a fixed alpha moves the scale with the rank ("rank and scale together").
+Adapters of equal size on other targets differ in targets and rank, and that is one thing: where the parameters sit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loracle.spec.methods import METHODS
+from loracle.spec.study import EQUAL_SIZE
 
 IGNORED = {
     "storage", "seed", "init_seed", "order_seed", "path", "paths", "folder", "dir", "cache_dir", "output_dir",
@@ -39,6 +41,7 @@ RANK_AND_SCALE = "alpha/rank"
 TRAINABLE = "number of trainable parameters"
 SAME_SIZE = 0.01  # counts that differ by no more are called equal: integer ranks cannot meet each other's exactly
 WHOLE = ("precision", "adapter.rank_pattern", "adapter.alpha_pattern")  # blocks of patterns: one factor each
+PLACEMENT = "where the parameters sit"
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,25 @@ def has_rank(method: Any) -> bool:
 def has_targets(method: Any) -> bool:
     """Whether a method has target modules."""
     return str(method) not in METHODS or METHODS[str(method)].targets
+
+
+def placed(found: Differences, sizes: Sequence[Any]) -> Differences:
+    """Targets and rank as one difference, where both adapters have as many parameters (``sizes``): the rank is then what the
+    size made it. It stays a difference; so does a scale that moved with the rank, and every other.
+    """
+    apart = parameters_apart(sizes)
+    if not {"targets", "rank"} <= set(found.changed) or apart is None or apart > EQUAL_SIZE:
+        return found
+    changed = [PLACEMENT if name == "targets" else name for name in found.changed if name != "rank"]
+    return Differences(tuple(changed), found.derived)
+
+
+def parameters_apart(sizes: Sequence[Any]) -> float | None:
+    """How far the largest and the smallest are from the middle of both, as a share of it; None where one is not known."""
+    if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
+        return None
+    low, high = min(sizes), max(sizes)
+    return float((high - low) / (high + low))
 
 
 def guard(found: Differences, swept: str, compare: Any = None, also: Sequence[str] = ()) -> Guard:

@@ -20,6 +20,7 @@ from loracle.verdict.confounds import (
     flatten,
     guard,
     has_rank,
+    placed,
     precision_label,
     sizes_differ,
 )
@@ -44,6 +45,12 @@ def rank_of(cell: Record) -> int | None:
     rank = cell.get("rank")
     known = isinstance(rank, int) and not isinstance(rank, bool) and has_rank(method_of(cell))
     return rank if known else None
+
+
+def adapter_size(cell: Record) -> int | None:
+    """Trainable parameters of the cell without its classification head; None where the plan does not say."""
+    found = cell.get("trainable_params")
+    return found - int(cell.get("head_params") or 0) if isinstance(found, int) else None
 
 
 def method_of(cell: Record) -> str:
@@ -128,7 +135,7 @@ def check(
     if "rank_pattern" in changed and "rank" not in changed:
         derived += [TRAINABLE] if sizes_differ(arm.get("trainable_params"), reference.get("trainable_params")) else []
     unique = Differences(tuple(dict.fromkeys(changed)), tuple(dict.fromkeys(derived)))
-    return guard(unique, swept, bundle, also)
+    return guard(placed(unique, [adapter_size(arm), adapter_size(reference)]), swept, bundle, also)
 
 
 def _differences(arm: Record, reference: Record) -> Differences:
