@@ -14,6 +14,8 @@ import pytest
 import typer
 
 from loracle.cli.app import app
+from loracle.report.facts import TABLE_NOTES
+from loracle.report.figures import FIGURES
 from loracle.report.tables import COLUMNS
 from loracle.spec import parse_study
 from loracle.spec.methods import METHODS
@@ -120,6 +122,9 @@ def test_columns_and_keys_are_documented() -> None:
     for name, columns in COLUMNS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}.csv`"))
         assert re.findall(r"`(\w+)`", row.partition("|")[2].partition("|")[2]) == list(columns), name
+        assert f"| {TABLE_NOTES[name]} |" in row
+    for name, *_ in FIGURES:
+        assert f"\n| `{name}` | " in text, name
     for key in KEYS:
         assert f"`{key}`" in text, key
 

@@ -281,6 +281,7 @@ def _write_diagnose(root: Path, ranks, seeds) -> None:
                     "twin": twin,
                     "token_match": match,
                     "exact": match - 0.02,
+                    "embedding_cosine": match + 0.01,
                     "items": 32,
                 }
             )

@@ -21,6 +21,13 @@ def unit(module: str | None, layer: int | None, kind: str | None, delta: float |
 
 
 def measured(root: Path, **changes: object) -> Path:
+    """The report of a study with a sweep."""
+    add_sensitivity(root, **changes)
+    write_report(root)
+    return root / "report"
+
+
+def add_sensitivity(root: Path, **changes: object) -> None:
     units = [
         unit(*WORST),
         unit("transformer.h.0.attn.c_attn", 0, "qkv", 0.1),
@@ -33,8 +40,6 @@ def measured(root: Path, **changes: object) -> Path:
     }  # fmt: skip
     path = root / "diagnose" / "sensitivity_sweeps.json"
     path.write_text(json.dumps({"schema": 1, "sweeps": [sweep]}))
-    write_report(root)
-    return root / "report"
 
 
 def test_what_was_measured_is_shown(tmp_path: Path) -> None:

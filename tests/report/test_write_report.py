@@ -20,8 +20,8 @@ from loracle.report import write_report
 from loracle.report.tables import COLUMNS
 
 FIGURES = (
-    "loss_curves.png", "memory_comparison.png", "metric_by_rank.png", "rank_threshold_plot.png",
-    "weight_similarity_matrix.png",
+    "loss_curves.png", "memory_comparison.png", "metric_by_rank.png", "quality_against_memory.png",
+    "rank_threshold_plot.png", "weight_similarity_matrix.png",
 )  # fmt: skip
 
 
@@ -214,12 +214,15 @@ def test_partial_study_says_what_is_missing(partial: Path) -> None:
         "No task metric was measured",
         "The learned updates were not compared",
         "Memory and speed were not probed",
+        "confusion_matrix.png no finished run has a classification head",
         "No figure “Task metric by rank”",
         "not measured: not probed",
     ):
         assert sentence in text
     figures = {path.name for path in (partial / "report" / "figures").iterdir()}
-    assert figures == {"loss_curves.png", "memory_comparison.png", "rank_threshold_plot.png"}
+    assert figures == {
+        "loss_curves.png", "memory_comparison.png", "quality_against_memory.png", "rank_threshold_plot.png",
+    }  # fmt: skip
     measured = {row["measured_bytes"] for row in rows(partial, "memory")}
     assert measured == {""}
     assert all(row["reason"] == "not probed" for row in rows(partial, "memory"))

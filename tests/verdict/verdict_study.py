@@ -101,7 +101,7 @@ def study(
 
 def changed(found: StudyEvidence, **given: Any) -> StudyEvidence:
     """A copy with some fields replaced."""
-    fields = ("plan", "records", "scores", "similarity", "agreement", "probes", "questions", "seeds")
+    fields = ("plan", "records", "scores", "similarity", "agreement", "probes", "questions", "seeds", "sensitivity")
     return StudyEvidence(**({name: copy.deepcopy(getattr(found, name)) for name in fields} | given))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from loracle.diagnose.along import along
 from loracle.diagnose.similarity import compare_adapters, token_match
 from loracle.evaluate.embedding import Encoder, base_encoder, cosines, sentence_encoder
 from loracle.models.load import load_base, pick_device
@@ -24,6 +25,8 @@ def diagnose(folder: StudyFolder, job: dict[str, Any]) -> dict[str, Any]:
         modules = read_json(folder.run_record(pair["a"])).get("modules", {})
         layers = compare_adapters(folder.run(pair["a"]) / "adapter", folder.run(pair["b"]) / "adapter", modules)
         pairs.append({**pair, "layers": layers})
+        if job.get("along"):
+            pairs[-1]["along"] = along(folder, pair["a"], pair["b"], modules)
     write_json(folder.similarity, {"schema": SCHEMA, "pairs": pairs})
     encoders = Encoders(job.get("sentence_encoder"), pick_device(job.get("device", "auto")))
     agreement = []

@@ -54,12 +54,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "margin", "change_percent", "change_low_percent", "change_high_percent", "verdict", "difference", "confounds",
     ),
     "similarity_by_layer": (
-        *_CELL, "layer", "n", "cosine_mean", "cosine_low", "cosine_high", "null_mean", "null_min", "null_max",
+        *_CELL, "layer", "place", "n", "cosine_mean", "cosine_low", "cosine_high", "null_mean", "null_min", "null_max",
         "null_n", "null_same_cell", "l2_mean", "relative_difference_mean", "principal_angle_cosine_mean",
     ),
     "agreement": (
         *_CELL, "reference", "n", "items", "token_match_mean", "token_match_low", "token_match_high", "exact_mean",
-        "embedding_cosine_mean", "at_least_0_95",
+        "at_least_0_95", "embedding_cosine_mean", "embedding_cosine_at_least_0_95",
     ),
     "memory": (
         *_CELL, "storage", "gradient_checkpointing", "device", "component", "predicted_bytes", "measured_bytes",
@@ -67,7 +67,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "speed": (
         *_CELL, "storage", "gradient_checkpointing", "device", "batch_size", "length", "ms_per_step_median",
-        "ms_per_step_p10", "ms_per_step_p90", "steps_timed", "tokens_per_s", "reason",
+        "ms_per_step_p10", "ms_per_step_p90", "s_per_step", "reference", "relative_speed", "steps_timed", "tokens_per_s",
+        "reason",
     ),
     "learning": (
         "run", *_CELL, "seed", "status", "base_eval_loss", "eval_loss", "eval_loss_change", "chance",
@@ -92,8 +93,22 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "change_low", "change_high", "gap", "gap_low", "gap_high", "gap_level", "gap_shown", "confounds",
     ),
     "layer_sensitivity": (
-        "base", "codec", "double_quant", "block_size", "text", "tokens", "base_loss", "unit", "place", "module", "layer",
+        "base", "codec", "double_quant", "block_size", "text", "when", "run", "tokens", "base_loss", "unit", "place", "module", "layer",
         "kind", "delta_loss", "kl", "agreement", "params",
+    ),
+    "mixed_precision": (
+        "base", "codec", "sensitive", "budget", "margin", "text", "tokens", "needed", "reason", "step", "added", "chosen",
+        "kept_share", "bits_per_weight", "extra_bytes", "delta_loss", "kl", "agreement",
+    ),
+    "failure_modes": ("mode", "state", "symptom", "cause", "mitigation", "records"),
+    "comparisons": ("arm", "reference", "compared_for", "differences", "confounded", "recipe", "judged"),
+    "memory_by_rank": (
+        *_CELL, "reference", "basis", "device", "storage", "reference_bytes", "bytes", "reduction_percent",
+        "also_differs_in", "reason",
+    ),
+    "quality_memory": (
+        *_CELL, "base", "task", "metric", "mean", "low", "high", "n", "memory_bytes", "memory_basis", "device",
+        "frontier_probability",
     ),
     "data_audit": ("data", "field", "value"),
 }  # fmt: skip

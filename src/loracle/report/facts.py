@@ -9,7 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, groups, sensitivity, wording
+from loracle.report import (
+    answers,
+    failures,
+    fidelity,
+    grids,
+    grids_compared,
+    grids_parts,
+    groups,
+    hypotheses,
+    mixing,
+    sensitivity,
+    wording,
+)
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -22,7 +34,7 @@ from loracle.verdict.knowledge import broken, broken_words
 VERDICTS = ("supported", "rejected", "undecided", "confounded")
 
 TOPICS = {
-    "cost": ("degradation", "gain_kept", "task_metric", "rank_threshold", "rank_enough"),
+    "cost": ("degradation", "gain_kept", "mixed_precision", "task_metric", "rank_threshold", "rank_enough"),
     "likeness": ("similarity",),
     "resources": ("memory", "speed"),
 }
@@ -33,10 +45,10 @@ TABLE_NOTES = {
     "runs": "every planned run: state, losses, metrics, parameters, time",
     "cells": "each cell: how its runs ended, means over seeds with intervals",
     "degradation": "loss, tuning gain and task metric against 16-bit, as the verdicts have them",
-    "similarity_by_layer": "likeness of the learned updates by layer, beside the null",
-    "agreement": "greedy tokens that match the 16-bit twin's",
+    "similarity_by_layer": "likeness of the learned updates by layer, beside the null; first, middle and last layer marked",
+    "agreement": "answers against the 16-bit twin's: token match, likeness, and whether either is at least 0.95",
     "memory": "predicted and measured bytes by component, storage named",
-    "speed": "time of a step, storage named",
+    "speed": "time of a step, storage named, and the speed relative to 16-bit",
     "learning": "each run: the untrained base, and after tuning",
     "methods": "each method and precision: quality, cost, and the paired difference from LoRA",
     "confusion": "classification: which label was taken for which, summed over seeds",
@@ -44,6 +56,11 @@ TABLE_NOTES = {
     "latency": "time to answer one prompt, and to its first token",
     "groups": "loss and task metric of each group of rows against 16-bit, and the gap to the other groups",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
+    "mixed_precision": "which matrices were kept finer, one after the other, and what the rest then costs",
+    "failure_modes": "known ways in which a study goes wrong: found, not found, not checked",
+    "comparisons": "every pair of arms and what the two differ in",
+    "memory_by_rank": "each quantized cell's memory beside its 16-bit twin's, and the reduction",
+    "quality_memory": "each cell's quality and memory, and how probable it is that no other beats it in both",
     "data_audit": "what was read, dropped, cut and repeated",
 }
 
@@ -93,6 +110,12 @@ class Facts:
     agreement: Grid | None
     similarity: Grid | None
     sensitivity: Sequence[Grid]
+    hypotheses: hypotheses.Section
+    failures: Sequence[Grid]
+    guard: Grid | None
+    layer_places: Grid | None
+    tradeoff: Grid | None
+    memory_by_rank: Grid | None
     memory: Grid
     speed: Grid
     latency: Grid | None
@@ -112,6 +135,7 @@ def gather(
     advice: Mapping[str, Any],
     tables: Mapping[str, Table],
     figures: Sequence[Figure],
+    hypothesis_entries: Sequence[Entry],
 ) -> Facts:
     """All facts of a study's report."""
     examples, examples_note = answers.examples(data, advice)
@@ -137,11 +161,17 @@ def gather(
         figures={figure.file: figure for figure in figures},
         topics={topic: _groups(entries, questions) for topic, questions in TOPICS.items()},
         cells=grids.cells(data),
-        agreement=grids.agreement(tables["agreement"]),
+        agreement=fidelity.fidelity(data, tables["agreement"], entries),
         similarity=grids.similarity(tables["similarity_by_layer"]),
-        sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
+        sensitivity=[*sensitivity.grids(tables["layer_sensitivity"]), *mixing.grids(tables["mixed_precision"])],
+        hypotheses=hypotheses.section(data, hypothesis_entries),
+        failures=failures.modes(data, entries),
+        guard=failures.guard(data),
+        layer_places=grids_compared.layer_places(tables["similarity_by_layer"]),
+        tradeoff=grids_compared.tradeoff(tables["quality_memory"]),
+        memory_by_rank=grids_compared.memory_by_rank(tables["memory_by_rank"]),
         memory=grids.memory(tables["memory"]),
-        speed=grids.speed(tables["speed"]),
+        speed=grids_compared.speed(tables["speed"]),
         latency=grids_parts.latency(tables["latency"]),
         unfinished=grids.unfinished(data),
         states=[(state, n) for state, n in data.count().items()],
@@ -267,6 +297,7 @@ def _claimed(entry: Entry) -> str:
     words = {
         "degradation": lambda: f"within {wording.change(margin)}",
         "gain_kept": lambda: f"at least {100 * margin:.3g}%",
+        "mixed_precision": lambda: f"at least {100 * margin:.3g}%",
         "task_metric": lambda: f"within {100 * margin:.3g} pt",
         "similarity": lambda: f"above {margin:.3g}",
         "memory": lambda: f"saves over {wording.change(margin)}" if margin < 0 else f"within {wording.change(margin)}",

@@ -30,7 +30,10 @@ DEGRADATION_CAPTION = (
 
 
 def draw_degradation(figure: Any, data: StudyData, entries: Sequence[Entry], tables: Any, theme: Theme) -> str:
-    found = {str(e["arm"]): e for e in entries if e["question"] == "degradation" and e["estimate"] is not None}
+    asked = [e for e in entries if e["question"] == "degradation" and e["estimate"] is not None]
+    found = {str(e["arm"]): e for e in asked if e["verdict"] != "confounded"}
+    if asked and not found:
+        raise NoData("every comparison with 16-bit is confounded")
     cells = [cell for cell in data.cells if cell.id in found]
     if not cells:
         raise NoData("no quantized run has a finished 16-bit run of the same seed to be held against")
@@ -41,14 +44,13 @@ def draw_degradation(figure: Any, data: StudyData, entries: Sequence[Entry], tab
     margins = sorted({100 * math.expm1(e["margin"]) for e in found.values() if e["margin"] is not None})
     for margin in margins:
         axes.axhline(margin, color=theme.ink, linewidth=1.1, linestyle=(0, (2, 2)))
-        axes.annotate(f"margin {margin:.3g}%", (1, margin), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", ha="right", fontsize=8.5, color=theme.ink)  # fmt: skip
     for line in lines:
         for i, cell in enumerate(line.cells):
             _point(axes, where[cell.id], found[cell.id], line, theme, label=line.name if i == 0 else None)
     rank_axis(axes, names, label)
     axes.margins(y=0.1)
-    axes.set_title("Change in evaluation loss against 16-bit (%)")
+    dotted = f"; dotted: margin {wording.listed([f'{m:.3g}%' for m in margins])}" if margins else ""
+    axes.set_title(f"Change in evaluation loss against 16-bit (%){dotted}")
     if len(lines) > 1:
         legend(figure, handles_of(axes))
     said = [f"{cell.label} {wording.estimate(found[cell.id])} ({found[cell.id]['verdict']})" for cell in cells]

@@ -143,26 +143,6 @@ def _task_metrics(data: StudyData) -> list[str]:
     return [*([task] if task else []), *([beside] if beside is not None and known else [])]
 
 
-def agreement(table: Table) -> Grid | None:
-    if not table.rows:
-        return None
-    heads = ["cell", "token match (95% interval)", "identical", "≥ 0.95?", "seeds", "items"]
-    rows = []
-    for row in table.rows:
-        low, high = row["token_match_low"], row["token_match_high"]
-        match = f"{row['token_match_mean']:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
-        exact = wording.fraction(row["exact_mean"])
-        reach = "yes" if row["at_least_0_95"] else "no"
-        rows.append(
-            _numbers(
-                str(row.get("label", row["cell"])), match, exact, reach, str(row["n"]), wording.count(row["items"])
-            )
-        )
-    return Grid(
-        "Token match with the 16-bit twin", heads, rows, "Greedy generations of a run and its 16-bit twin (same seed)."
-    )
-
-
 def similarity(table: Table) -> Grid | None:
     """Mean over layers, per cell."""
     if not table.rows:
@@ -196,8 +176,12 @@ def memory(table: Table) -> Grid:
         row.append(Item(wording.size(whole["measured_bytes"]) + there, number=True))
         rows.append([*row, Item(shown, number=measured is not None)])
     heads = ["cell", "storage", "gradient checkpointing", "predicted parts", "the same, measured", "measured peak"]
+    after = " The peak is of a whole step."
+    if all(row["measured_bytes"] is None for row in table.rows) and len({row["reason"] for row in table.rows}) == 1:
+        rows, heads = [row[:4] for row in rows], heads[:4]
+        after = f" Nothing was measured: {plain(table.rows[0]['reason'])}."
     left = f" Not predicted: {wording.listed(unpredicted)}." if unpredicted else ""
-    note = f"Predicted: on an accelerator, from the configuration alone.{left} The peak is of a whole step."
+    note = f"Predicted: on an accelerator, from the configuration alone.{left}{after}"
     return Grid("Memory", heads, rows, note)
 
 
@@ -214,42 +198,6 @@ def _by_storage(table: Table) -> list[dict[str, Mapping[str, Any]]]:
         key = tuple(row[name] for name in ("cell", "storage", "gradient_checkpointing", "device"))
         found.setdefault(key, {})[row["component"]] = row
     return list(found.values())
-
-
-def speed(table: Table) -> Grid:
-    rows = []
-    for row in table.rows:
-        label, storage = str(row.get("label", row["cell"])), plain(row["storage"] or wording.NONE)
-        middle = row["ms_per_step_median"]
-        if middle is None:
-            rows.append(
-                [
-                    Item(label),
-                    Item(storage),
-                    Item(f"not measured: {plain(row['reason'])}"),
-                    Item(wording.NONE),
-                    Item(wording.NONE),
-                ]
-            )
-            continue
-        spread = (
-            f"{middle:.1f} ms ({row['ms_per_step_p10']:.1f} to {row['ms_per_step_p90']:.1f})"
-            if row["ms_per_step_p10"]
-            else f"{middle:.1f} ms"
-        )
-        tokens = number(row["tokens_per_s"])
-        rate = wording.NONE if tokens is None else f"{tokens:,.0f}"
-        rows.append(
-            [
-                *_numbers(label),
-                Item(storage),
-                Item(spread, number=True),
-                Item(rate, number=True),
-                Item(plain(row["device"] or wording.NONE)),
-            ]
-        )
-    note = "Median of synchronized steps after warm-up, with the 10th and 90th percentile. Padding is not counted."
-    return Grid("Speed", ["cell", "storage", "step", "tokens per second", "device"], rows, note)
 
 
 def unfinished(data: StudyData) -> Grid | None:

@@ -55,7 +55,8 @@ def _against(data: StudyData, table: Table) -> list[Grid]:
         numbers += [_between(row, ("difference_vs_lora", "low", "high"), _points)] if metric else []
         numbers.append(str(row["difference_n"]))
         names = [Item(str(row["label"])), Item(other.label if other else str(row["against"]))]
-        beside = Item(plain(row["against_differs_in"] or wording.NONE))
+        others = plain(row["against_differs_in"] or "")
+        beside = Item(f"confounded: {others}" if others else wording.NONE)
         rows.append([*names, *(Item(text, number=True) for text in numbers), beside])
     first = "LoRA" if "lora" in data.methods else data.methods[0]
     note = (

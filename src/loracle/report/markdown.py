@@ -56,16 +56,27 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from ("## Do both learn the same?", "")
     yield from _figures(facts, "weight_similarity_matrix.png")
     yield from _groups(facts.topics["likeness"])
-    for optional in (facts.similarity, facts.agreement):
+    for optional in (facts.similarity, facts.layer_places, facts.agreement):
         if optional is not None:
             yield from _grid(optional)
+    yield from _hypotheses(facts)
+    yield from ("## Quality against memory", "")
+    yield from _figures(facts, "quality_against_memory.png")
+    if facts.tradeoff is not None:
+        yield from _grid(facts.tradeoff)
     yield from ("## Memory and speed", "")
     yield from _figures(facts, "memory_comparison.png")
     yield from _groups(facts.topics["resources"])
+    if facts.memory_by_rank is not None:
+        yield from _grid(facts.memory_by_rank)
     yield from _grid(facts.memory)
     yield from _grid(facts.speed)
     if facts.latency is not None:
         yield from _grid(facts.latency)
+    yield from ("## Failure modes", "")
+    for optional in (*facts.failures, facts.guard):
+        if optional is not None:
+            yield from _grid(optional)
     yield from ("## Every planned run", "", ", ".join(f"{n} {state}" for state, n in facts.states) + ".", "")
     if facts.unfinished is not None:
         yield from _grid(facts.unfinished)
@@ -124,6 +135,26 @@ def _groups(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         yield from (f"### {inert(group.title)}", "")
         yield from _sentences(group.sentences)
+
+
+def _hypotheses(facts: Facts) -> Iterator[str]:
+    section = facts.hypotheses
+    yield from ("## Hypotheses", "")
+    for one in section.answers:
+        yield f"- **{inert(one.verdict)}**: **{inert(f'{one.name}: {one.claim}.')}** {inert(one.answer)}"
+    yield ""
+    for one in section.answers:
+        if one.parts is not None:
+            yield from _grid(one.parts)
+            yield from (
+                f"- **{inert(verdict)}**: **{inert(part)}.** {inert(text)}" for verdict, part, text in one.words
+            )
+            yield ""
+    for grid in (section.depth, section.along):
+        if grid is not None:
+            yield from _grid(grid)
+    for text in (section.along_note, section.note):
+        yield from (inert(text), "") if text else ()
 
 
 def _grid(grid: Grid) -> Iterator[str]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loracle.report.columns import CELL_METRICS, COLUMNS, COMPONENTS, LATENCY, RUN_METRICS, Table, named, summary
 from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
+from loracle.report.tables_checks import differing, failures
 from loracle.report.tables_classes import classes, confusion
+from loracle.report.tables_compared import memory_by_rank, quality_memory
 from loracle.report.tables_groups import rows as groups
 from loracle.report.tables_methods import methods
-from loracle.report.tables_sensitivity import sensitivity
+from loracle.report.tables_sensitivity import mixed_precision, sensitivity
 from loracle.report.wording import mean
 from loracle.verdict.entries import Entry
 from loracle.verdict.knowledge import lost_by
-from loracle.verdict.similarity import layer_profile, null_pairs
+from loracle.verdict.likeness import null_of
+from loracle.verdict.resources import SAME, probe_of
+from loracle.verdict.similarity import layer_profile
 
 QUALITY = ("degradation", "gain_kept", "task_metric")
 MATCH = 0.95
@@ -23,13 +27,14 @@ MATCH = 0.95
 
 def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
     """Every table, also those that have no rows."""
-    rows: dict[str, Iterator[dict[str, Any]]] = {
+    memory = Table("memory", list(_memory(data)))
+    rows: dict[str, Iterable[Mapping[str, Any]]] = {
         "runs": (_run(data, run) for run in data.runs),
         "cells": (_cell_row(data, cell) for cell in data.cells),
         "degradation": _degradation(data, entries),
         "similarity_by_layer": _similarity(data),
         "agreement": _agreement(data),
-        "memory": _memory(data),
+        "memory": memory.rows,
         "speed": _speed(data),
         "learning": (_learning(data, run) for run in data.runs if run.role == "run"),
         "methods": methods(data),
@@ -38,6 +43,11 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "latency": _latency(data),
         "groups": groups(data),
         "layer_sensitivity": sensitivity(data),
+        "mixed_precision": mixed_precision(data),
+        "failure_modes": failures(data, entries),
+        "comparisons": differing(data),
+        "memory_by_rank": memory_by_rank(data, memory),
+        "quality_memory": quality_memory(data, memory),
         "data_audit": _audit(data),
     }
     return {name: Table(name, list(found)) for name, found in rows.items()}
@@ -93,21 +103,28 @@ def similarity_groups(data: StudyData) -> Iterator[tuple[CellData | None, str, l
     order = {cell.id: i for i, cell in enumerate(data.cells)}
     for cell_id in sorted(groups, key=lambda c: (order.get(c, len(order)), c)):
         first = groups[cell_id][0]
-        null, same = null_pairs(pairs, first.get("rank"), first.get("targets"))
+        null, same, _ = null_of(data.evidence(), first.get("rank"), first.get("targets"))
         yield data.by_cell.get(cell_id), cell_id, groups[cell_id], list(null), same
 
 
 def _similarity(data: StudyData) -> Iterator[dict[str, Any]]:
     for cell, cell_id, pairs, null, same in similarity_groups(data):
-        for band in layer_profile(pairs, null):
+        profile = layer_profile(pairs, null)
+        for i, band in enumerate(profile):
             low, high = band.interval or (None, None)
             null_low, null_high = band.null_range or (None, None)
-            row = named(cell, cell_id) | {"layer": band.layer, "n": band.n, "cosine_mean": band.mean}
+            row = named(cell, cell_id) | {"layer": band.layer, "place": _place(i, len(profile))}
+            row |= {"n": band.n, "cosine_mean": band.mean}
             row |= {"cosine_low": low, "cosine_high": high, "null_mean": band.null_mean}
             row |= {"null_min": null_low, "null_max": null_high, "null_n": band.null_n, "null_same_cell": same}
             for key in ("l2", "relative_difference", "principal_angle_cosine"):
                 row[f"{key}_mean"] = mean(_of_layer(pairs, band.layer, key))
             yield row
+
+
+def _place(index: int, count: int) -> str | None:
+    """The layers that published tables show: of 24 these are 0, 12 and 23."""
+    return {0: "first", count - 1: "last", count // 2: "middle"}.get(index)
 
 
 def _of_layer(pairs: Sequence[Any], layer: Any, key: str) -> list[float]:
@@ -132,8 +149,9 @@ def _agreement(data: StudyData) -> Iterator[dict[str, Any]]:
         items = [int(v) for p in pairs if (v := number(p.get("items"))) is not None]
         likeness = [v for p in pairs if (v := number(p.get("embedding_cosine"))) is not None]
         row |= {"items": max(items, default=None), "exact_mean": mean(exact)}
-        row |= {"embedding_cosine_mean": mean(likeness) if likeness else None}
-        yield row | {"at_least_0_95": found["token_match_mean"] >= MATCH}
+        cosine = mean(likeness)
+        row |= {"embedding_cosine_mean": cosine, "at_least_0_95": found["token_match_mean"] >= MATCH}
+        yield row | {"embedding_cosine_at_least_0_95": None if cosine is None else cosine >= MATCH}
 
 
 def _memory(data: StudyData) -> Iterator[dict[str, Any]]:
@@ -220,7 +238,20 @@ def _speed(data: StudyData) -> Iterator[dict[str, Any]]:
             row |= {f"ms_per_step_{key}": number(times.get(key)) for key in ("median", "p10", "p90")}
             row["steps_timed"] = times.get("n")
             known = row["ms_per_step_median"] is not None
+            row |= _relative(data, cell, probe) if known else {}
             yield row | {"reason": None if known else probe.get("ms_per_step_reason") or _why_missing(probe or None)}
+
+
+def _relative(data: StudyData, cell: CellData, probe: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds a step, and the 16-bit reference's over the cell's: above 1 the cell is faster. Of like probes only."""
+    seconds = probe["ms_per_step"]["median"] / 1000
+    reference = data.by_cell.get(str(cell.reference))
+    beside = probe_of(data.evidence(), reference.raw) if reference else None
+    theirs = number(((beside or {}).get("ms_per_step") or {}).get("median"))
+    alike = beside is not None and all(probe.get(k) == beside.get(k) for k in (*SAME, "gradient_checkpointing"))
+    if reference is None or theirs is None or not alike:
+        return {"s_per_step": seconds}
+    return {"s_per_step": seconds, "reference": reference.id, "relative_speed": theirs / 1000 / seconds}
 
 
 def _learning(data: StudyData, run: RunData) -> dict[str, Any]:

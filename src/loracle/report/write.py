@@ -14,7 +14,7 @@ from loracle.report import tables as tables_of
 from loracle.report.evidence import read_study
 from loracle.store.files import write_bytes, write_json, write_text
 from loracle.store.layout import StudyFolder
-from loracle.verdict import decide, recommendation
+from loracle.verdict import decide, hypotheses, recommendation
 
 
 def write_report(folder: Path) -> Path:
@@ -24,9 +24,10 @@ def write_report(folder: Path) -> Path:
     entries = decide(study)
     tables = tables_of.all_tables(data, entries)
     figures = figures_of.all_figures(data, entries, tables)
-    facts = facts_of.gather(data, entries, recommendation(entries, study), tables, figures)
+    answers = hypotheses(study, entries)
+    facts = facts_of.gather(data, entries, recommendation(entries, study), tables, figures, answers)
     out = StudyFolder(folder).report
-    write_json(out / "verdicts.json", entries)
+    write_json(out / "verdicts.json", [*entries, *answers])
     for name, table in tables.items():
         write_text(out / "tables" / f"{name}.csv", table.to_csv())
     for figure in figures:
@@ -36,7 +37,7 @@ def write_report(folder: Path) -> Path:
         else:
             path.unlink(missing_ok=True)
     write_text(out / "report.md", markdown.render(facts))
-    for name, text in cards.render(data, entries, tables, StudyFolder(folder)).items():
+    for name, text in cards.render(data, [*entries, *answers], tables, StudyFolder(folder)).items():
         write_text(out / name, text)
     write_text(out / "index.html", page.render(facts))
     return out / "index.html"

@@ -48,6 +48,15 @@ class StudyFolder:
     def run_record(self, run_id: str) -> Path:
         return self.run(run_id) / "record.json"
 
+    def along(self, run_id: str, step: int) -> Path:
+        """The adapter that a run kept at an evaluation point."""
+        return self.run(run_id) / "along" / f"step-{step:08d}"
+
+    def along_steps(self, run_id: str) -> set[int]:
+        """The steps at which a run kept its adapter, whole ones only (the config is written last)."""
+        found = (self.run(run_id) / "along").glob("step-*/adapter_config.json")
+        return {int(path.parent.name.removeprefix("step-")) for path in found}
+
     def probe(self, cell_id: str) -> Path:
         return self._named("probes", cell_id)
 
@@ -66,6 +75,10 @@ class StudyFolder:
     @property
     def sensitivity_sweeps(self) -> Path:
         return self.root / "diagnose" / "sensitivity_sweeps.json"
+
+    @property
+    def mixed_precision(self) -> Path:
+        return self.root / "diagnose" / "mixed_precision.json"
 
     @property
     def report(self) -> Path:

@@ -30,7 +30,8 @@ def diagnose(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: C
         return None
     used = sorted({pair[end] for pair in [*pairs, *agreement] for end in ("a", "b", "run", "twin") if end in pair})
     encoder = study.diagnose.sentence_encoder
-    inputs = digest([pairs, agreement, encoder, {run: done[run].get("adapter_sha256") for run in used}])
+    along = ["along training"] if keeps_adapters(study) else []
+    inputs = digest([pairs, agreement, encoder, {run: done[run].get("adapter_sha256") for run in used}, *along])
     folder = layout.job(DIAGNOSE)
     if _unchanged(layout, inputs):
         return None
@@ -43,10 +44,16 @@ def diagnose(study: Study, layout: StudyFolder, plan: Mapping[str, Any], crew: C
         "pairs": pairs,
         "agreement": agreement,
         "sentence_encoder": encoder,
+        "along": bool(along),
         "inputs_sha256": inputs,
     }
     end = crew.one(Job(folder, payload, "comparing adapters", threads))
     return None if end.status == "done" else f"diagnose: {end.reason}"
+
+
+def keeps_adapters(study: Study) -> bool:
+    """Whether runs keep their adapters at evaluation points, to be compared along training."""
+    return study.diagnose.along_training and asks(study, "similarity")
 
 
 def comparable(plan: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from loracle.store.layout import StudyFolder
 from loracle.study.cohorts import halves, leaves, part_of
 from loracle.study.crew import Crew, Ended, Job
 from loracle.study.fits import amount, cohort_needs, fits, limit, memory_fraction, worker_memory
+from loracle.study.measuring import keeps_adapters
 from loracle.study.spares import Kind
 from loracle.study.states import State, is_final, member_config, out_of_memory, run_record, write_end
 
@@ -65,6 +66,7 @@ class Training:
             "data": data,
             "eval_file": (self.plan["data"].get(data) or {}).get("eval_file"),
             "checkpoint_seconds": self.study.run.checkpoint_seconds,
+            "keep_adapters": keeps_adapters(self.study),
             "reload_items": self.study.run.reload_items,
             "compile": self.study.run.compile,
             "packing": self.study.run.packing,

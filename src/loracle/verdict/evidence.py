@@ -38,7 +38,9 @@ class RunScores:
 
 @dataclass(frozen=True)
 class StudyEvidence:
-    """All that ``decide`` reads. ``questions``: ``{name, margin or None, primary, compare}``."""
+    """All that ``decide`` reads. ``questions``: ``{name, margin or None, primary, compare}``; ``sensitivity``: the sweeps
+    of sensitivity_sweeps.json, which only the hypotheses and failure modes read.
+    """
 
     plan: Record
     records: Sequence[Record]
@@ -48,6 +50,7 @@ class StudyEvidence:
     probes: Sequence[Record]
     questions: Sequence[Record]
     seeds: Sequence[int] = field(default_factory=tuple)
+    sensitivity: Record | None = None
 
     @cached_property
     def cells(self) -> dict[str, Record]:

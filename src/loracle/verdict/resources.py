@@ -14,7 +14,7 @@ from typing import Any
 from scipy import stats
 
 from loracle.verdict import entries
-from loracle.verdict.confounds import NO_BLOCKS, Guard, flatten, precision_label
+from loracle.verdict.confounds import NO_BLOCKS, Guard, flatten, listed, precision_label
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.noninferiority import difference, verdict
 from loracle.verdict.paired import Interval
@@ -23,7 +23,7 @@ from loracle.verdict.scope import arms, check, label, scope_of
 MEMORY_MARGIN = 0.01
 SPEED_MARGIN = 0.05
 LEVEL = 0.95
-SAME = ("device", "batch_size", "length")
+SAME = ("device", "batch_size", "length", "compute_dtype", "gradient_checkpointing")
 DECILES = 2.0 * float(stats.norm.ppf(0.9))
 MEDIAN_FACTOR = math.sqrt(math.pi / 2.0)
 
@@ -48,7 +48,7 @@ def probe_of(found: StudyEvidence, cell: Record) -> Record | None:
 
 def _memory(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> entries.Entry:
     reference = found.cells[str(arm["reference"])]
-    a, b, stands = _probes(found, arm, reference, bundle)
+    a, b, stands = guarded(found, arm, reference, bundle)
     names = f"{label(arm)} against {label(reference)}{entries.where(scope_of(found, arm))}"
     claim = f"{label(arm)} lowers peak memory by more than {100 * margin:.3g}% against {label(reference)}"
     given = _common(found, "memory", arm, reference, claim, margin, stands) | {"metric": "peak_allocated_log_ratio"}
@@ -62,11 +62,8 @@ def _memory(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> en
     left, right = _figure(a, "peak_allocated_bytes"), _figure(b, "peak_allocated_bytes")
     missing = _missing(arm, reference, a, b, left, right)
     if missing or left is None or right is None:
-        return entries.entry(
-            **given,
-            verdict="undecided",
-            statement=f"{names}: {missing}; undecided.{_predicted(arm, reference)}",
-        )
+        predicted = "" if stands.confounded else _predicted(arm, reference)
+        return _closed(given, stands, "undecided", f"{names}: {missing}", predicted)
     ratio = math.log(left / right)
     text = f"{label(arm)} changes peak memory by {entries.percent(ratio)}{entries.where(scope_of(found, arm))}: "
     text += f"{entries.size(left)} in {_storage(a)} storage against {entries.size(right)} of {label(reference)}"
@@ -77,14 +74,14 @@ def _memory(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> en
 
 def _speed(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> entries.Entry:
     reference = found.cells[str(arm["reference"])]
-    a, b, stands = _probes(found, arm, reference, bundle)
+    a, b, stands = guarded(found, arm, reference, bundle)
     claim = f"a step of {label(arm)} takes less than {100 * margin:.3g}% more time than one of {label(reference)}"
     given = _common(found, "speed", arm, reference, claim, margin, stands) | {"metric": "ms_per_step_log_ratio"}
     left, right = _steps(a), _steps(b)
     missing = _missing(arm, reference, a, b, left, right)
     if missing or left is None or right is None:
-        text = f"{label(arm)} against {label(reference)}{entries.where(scope_of(found, arm))}: {missing}; undecided."
-        return entries.entry(**given, verdict="undecided", statement=text)
+        text = f"{label(arm)} against {label(reference)}{entries.where(scope_of(found, arm))}: {missing}"
+        return _closed(given, stands, "undecided", text)
     ratio, interval = _time_ratio(left, right)
     text = f"a step of {label(arm)} takes {left['median']:.3g} ms in {_storage(a)} storage against"
     text += f" {right['median']:.3g} ms of {label(reference)}{entries.where(scope_of(found, arm))}:"
@@ -103,22 +100,24 @@ def _speed(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> ent
 def attribution(found: StudyEvidence, arm: Record) -> str:
     """The 2 x 2 of {16-bit, quantized} x {checkpointing off, on} where its four cells were measured; else
     empty.
+
+    Also of a pair that is confounded by checkpointing, where it says which of the two saved what.
     """
     reference = found.cells[str(arm["reference"])]
-    other, other_reference = _toggled(found, arm), _toggled(found, reference)
-    if other is None or other_reference is None:
+    square: dict[tuple[bool, bool], Record] = {}
+    for quantized, cell in ((False, reference), (True, arm)):
+        other = _toggled(found, cell)
+        square |= {(quantized, _checkpoints(c)): c for c in (cell, other) if c is not None}
+    peaks = {key: _figure(probe_of(found, cell), "peak_allocated_bytes") for key, cell in square.items()}
+    known = {key: peak for key, peak in peaks.items() if peak is not None}
+    if len(known) < 4:
         return ""
-    square = [[reference, arm], [other_reference, other]]
-    if _checkpoints(arm):
-        square.reverse()
-    peaks = [[_figure(probe_of(found, cell), "peak_allocated_bytes") for cell in row] for row in square]
-    flat = [x for row in peaks for x in row if x]
-    if len(flat) < 4:
-        return ""
-    off16, offq, on16, onq = flat
-    saved = [f"{entries.size(x)}" for x in (off16 - offq, off16 - on16, off16 - onq)]
+    off16 = known[False, False]
+    saved = [entries.size(off16 - known[key]) for key in ((True, False), (False, True), (True, True))]
+    beside = guarded(found, square[True, False], square[False, False], None)[2].confounds
+    what = f"quantization ({listed(['precision', *beside])} together)" if beside else "quantization"
     return (
-        f"Of {entries.size(off16)} (16-bit, no gradient checkpointing), quantization alone saves {saved[0]}, "
+        f"Of {entries.size(off16)} (16-bit, no gradient checkpointing), {what} alone saves {saved[0]}, "
         f"checkpointing alone {saved[1]}, both {saved[2]}."
     )
 
@@ -147,25 +146,19 @@ def _common(
 
 def _closed(given: dict[str, Any], stands: Guard, state: str, text: str, after: str = "") -> entries.Entry:
     final = "confounded" if stands.confounded else state
-    tail = [f"{text}: {final}{', so no verdict' if stands.confounded else ''}."]
-    tail += [f"{t[0].upper()}{t[1:]}." for t in (stands.text,) if t] + [t for t in (after,) if t]
+    mark = "; " if final == "undecided" else ": "
+    tail = [f"{text}{mark}{final}{', so no verdict' if stands.confounded else ''}."]
+    tail += [f"{t[0].upper()}{t[1:]}." for t in (stands.text,) if t] + [t for t in (after.strip(),) if t]
     return entries.entry(**given, verdict=final, statement=" ".join(tail))
 
 
-def _probes(
+def guarded(
     found: StudyEvidence, arm: Record, reference: Record, bundle: Any
 ) -> tuple[Record | None, Record | None, Guard]:
     """Both probes and the guard over the configs and the probes' own settings."""
     a, b = probe_of(found, arm), probe_of(found, reference)
-    stands = check(found, arm, reference, "precision", bundle)
-    keys = (*SAME, "gradient_checkpointing")
-    unlike = [k for k in keys if a and b and k in a and k in b and a[k] != b[k] and k not in stands.confounds]
-    if not unlike:
-        return a, b, stands
-    beside = (*stands.confounds, *unlike)
-    recipe = stands.recipe or (isinstance(bundle, Mapping) and bundle.get("as") == "recipe")
-    words = f"the two also differ in {', '.join(beside)}"
-    return a, b, Guard("precision", not recipe, recipe, beside, f"as recipes: {words}" if recipe else words)
+    unlike = [k for k in SAME if a and b and a.get(k) is not None and b.get(k) is not None and a[k] != b[k]]
+    return a, b, check(found, arm, reference, "precision", bundle, also=unlike)
 
 
 def _missing(arm: Record, reference: Record, a: Record | None, b: Record | None, left: Any, right: Any) -> str:
@@ -256,4 +249,4 @@ def _other_storage(cell: Record, probe: Record) -> bool:
     return quantized and probe.get("storage") == "dequantized"
 
 
-__all__: Sequence[str] = ("attribution", "memory_entries", "probe_of", "speed_entries")
+__all__: Sequence[str] = ("attribution", "guarded", "memory_entries", "probe_of", "speed_entries")

@@ -109,19 +109,21 @@ def check(
     swept: str,
     bundle: Any = None,
     pairing: Pairing | None = None,
+    also: Sequence[str] = (),
 ) -> Guard:
     """Guard over the plan's configs, the configs that the paired runs recorded, their seeds and their
-    devices.
+    devices; ``also`` are differences known from elsewhere (probes).
     """
     result = _differences(arm, reference)
     changed, derived = list(result.changed), list(result.derived)
-    if pairing is not None and pairing.seeds:
-        a, b = (found.runs[str(c["id"])][pairing.seeds[0]] for c in (arm, reference))
+    for seed in pairing.seeds if pairing is not None else ():
+        a, b = (found.runs[str(c["id"])][seed] for c in (arm, reference))
         recorded = differences(a.get("config") or {}, b.get("config") or {})
-        changed += [*recorded.changed, *pairing.unlike, *_unlike_device(a, b)]
+        changed += [*recorded.changed, *unlike_device(a, b)]
         derived += recorded.derived
+    changed += pairing.unlike if pairing is not None else ()
     unique = Differences(tuple(dict.fromkeys(changed)), tuple(dict.fromkeys(derived)))
-    return guard(unique, swept, bundle)
+    return guard(unique, swept, bundle, also)
 
 
 def _differences(arm: Record, reference: Record) -> Differences:
@@ -132,7 +134,8 @@ def _differences(arm: Record, reference: Record) -> Differences:
     return Differences(tuple(planned or ()), ())
 
 
-def _unlike_device(a: Record, b: Record) -> list[str]:
+def unlike_device(a: Record, b: Record) -> list[str]:
+    """``["device"]`` where two runs ran on devices of different names."""
     left, right = ((r.get("provenance") or {}).get("device") for r in (a, b))
     return ["device"] if left and right and left != right else []
 

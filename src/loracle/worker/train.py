@@ -30,6 +30,7 @@ from loracle.tasks.collate import pad_token_id
 from loracle.tasks.rows import Tokenized
 from loracle.train import checkpoint
 from loracle.train.fit import Fit, FitSettings
+from loracle.worker.along import keep
 from loracle.worker.energy import Energy, Meter
 from loracle.worker.records import write_run
 from loracle.worker.tracking import Trackers
@@ -100,9 +101,7 @@ class TrainJob:
         fit = self.fit(loaded, cohort, data, pad_token_id(tokenizer))
         self.trackers.feed()
         meter, resumed = Meter(device), fit.done_steps > 0
-        if not fit.run(
-            lambda: self.curve_point(loaded, cohort, data, fit.settings.pad_id), self.save, self.progress, self.stop
-        ):
+        if not fit.run(lambda: self.curve_point(loaded, cohort, data, fit), self.save, self.progress, self.stop):
             return {"status": "interrupted", "reason": f"stopped after step {fit.done_steps}", "step": fit.done_steps}
         self.stop.now()
         if fit.graphs.reason:
@@ -185,11 +184,13 @@ class TrainJob:
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         self.say(facts.pop("phase"), **facts, peak_bytes=peak)
 
-    def curve_point(self, loaded: LoadedBase, cohort: Cohort | Alone, data: Tokenized, pad_id: int) -> list[float]:
-        """Each member's evaluation loss now, in the storage it trains in."""
+    def curve_point(self, loaded: LoadedBase, cohort: Cohort | Alone, data: Tokenized, fit: Fit) -> list[float]:
+        """Each member's evaluation loss now, in the storage it trains in; where asked its adapter is kept."""
+        if self.job.get("keep_adapters") and fit.done_steps and isinstance(cohort, Cohort):
+            keep(self.folder, [m.run for m in self.members], loaded, cohort, fit.done_steps)
         if self.cell.train.base_dropout:
             set_base_dropout(loaded.model, on=False)
-        values = item_losses(cohort, data.eval, pad_id, loaded.device).mean.tolist()
+        values = item_losses(cohort, data.eval, fit.settings.pad_id, loaded.device).mean.tolist()
         if self.cell.train.base_dropout:
             set_base_dropout(loaded.model, on=True)
         return list(values)
