@@ -40,7 +40,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def fake_report(folder: Path) -> Path:
+def fake_report(folder: Path, asked: object = None) -> Path:
     (folder / "report").mkdir(exist_ok=True)
     (folder / "report" / "verdicts.json").write_text("[]")
     (folder / "report" / "index.html").write_text("<html>")

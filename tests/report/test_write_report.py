@@ -75,17 +75,6 @@ def test_everything_is_written(full: Path) -> None:
     assert {e["question"] for e in entries} >= {"degradation", "rank_threshold", "similarity"}
 
 
-def test_the_same_records_give_the_same_bytes(full: Path, tmp_path: Path) -> None:
-    before = contents(full / "report")
-    write_report(full)
-    assert contents(full / "report") == before
-    elsewhere = tmp_path / "elsewhere"
-    shutil.copytree(full, elsewhere)
-    shutil.rmtree(elsewhere / "report")
-    write_report(elsewhere)
-    assert contents(elsewhere / "report") == before
-
-
 def test_page_runs_nothing_and_loads_nothing(full: Path, unfinished: Path) -> None:
     for root in (full, unfinished):
         page = read_page(root)

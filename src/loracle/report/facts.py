@@ -11,6 +11,7 @@ from typing import Any
 
 from loracle.report import (
     answers,
+    budget,
     failures,
     fidelity,
     grids,
@@ -23,11 +24,13 @@ from loracle.report import (
     wording,
 )
 from loracle.report.answers import Example
+from loracle.report.budget import Place
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
 from loracle.report.figures import Figure
 from loracle.report.grids import Grid, Item
 from loracle.report.inert import plain
+from loracle.verdict.budget import Wish
 from loracle.verdict.entries import Entry
 from loracle.verdict.knowledge import broken, broken_words
 
@@ -127,6 +130,7 @@ class Facts:
     examples_note: str
     provenance: Grid
     tables: Sequence[tuple[str, str, int]]
+    places: Sequence[Place]
 
 
 def gather(
@@ -136,6 +140,7 @@ def gather(
     tables: Mapping[str, Table],
     figures: Sequence[Figure],
     hypothesis_entries: Sequence[Entry],
+    wish: Wish | None = None,
 ) -> Facts:
     """All facts of a study's report."""
     examples, examples_note = answers.examples(data, advice)
@@ -145,7 +150,7 @@ def gather(
         subtitle=_subtitle(data),
         recommendation=plain(advice["text"]),
         runner_up=runner.label if runner else "",
-        why=_why(entries, advice["why"]) + _left_out(tables["memory"]),
+        why=_why(entries, advice["why"]) + ([] if wish else _left_out(tables["memory"])),
         headlines=[_sentence(e) for e in entries if e["primary"] or e["question"] == "rank_threshold"],
         glance=_glance(entries, _nulls(tables["similarity_by_layer"])),
         tally=[(v, n) for v in VERDICTS if (n := sum(e["verdict"] == v for e in entries))],
@@ -181,6 +186,7 @@ def gather(
         examples_note=examples_note,
         provenance=grids.provenance(data),
         tables=[(name, TABLE_NOTES[name], len(tables[name].rows)) for name in COLUMNS],
+        places=budget.places(data, advice, wish),
     )
 
 

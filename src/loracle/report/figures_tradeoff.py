@@ -34,16 +34,19 @@ def draw(figure: Any, data: StudyData, entries: Any, tables: Mapping[str, Table]
     for (title, rows), (axes,) in zip(panels, grid, strict=True):
         _panel(axes, rows, lines, unit, theme)
         axes.set_title(short(title, 64))
-    grid[-1][0].set_xlabel(f"memory ({name}), {_ground(panels[0][1][0])}")
-    measured = panels[0][1][0]["memory_basis"] == "measured peak"
+    grounds = [_ground(rows[0]) for _, rows in panels]
+    for i, ((axes,), ground) in enumerate(zip(grid, grounds, strict=True)):
+        if i == len(panels) - 1 or len(set(grounds)) > 1:
+            axes.set_xlabel(f"memory ({name}), {ground}")
+    measured = any(row["memory_basis"] == "measured peak" for _, rows in panels for row in rows)
     heading(figure, f"Quality against memory{'' if measured else ' (predicted, not measured)'}", theme)
     legend(figure, handles_of(*(axes for (axes,) in grid)))
     said = [_said(row, unit, name) for _, rows in panels[:1] for row in rows]
-    return f"{panels[0][0]} against memory ({_ground(panels[0][1][0])}): " + "; ".join(said)
+    return f"{panels[0][0]} against memory ({grounds[0]}): " + "; ".join(said)
 
 
 def _panels(table: Table) -> list[tuple[str, list[Row]]]:
-    """(title, rows): of one base and task both metrics, of several the first metric of each."""
+    """(title, rows): of one base and task both metrics, of several the task metric of each, or the loss where there is none."""
     found: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in table.rows:
         if row["memory_bytes"] is not None and row["mean"] is not None:

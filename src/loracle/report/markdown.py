@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from loracle.report.answers import Example
+from loracle.report.budget import Place
 from loracle.report.facts import Facts, Group, Sentence
 from loracle.report.grids import Grid
 from loracle.report.inert import markdown as inert
@@ -21,6 +23,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield from (f"**{inert(facts.recommendation)}**", "")
     yield from _bullets(facts.broken)
     yield from _bullets(facts.why)
+    for place in facts.places:
+        yield from _place(place)
     yield from _bullets(facts.notes, "> ")
     yield from ("## What is decided, and what is not", "")
     yield from _sentences(facts.headlines)
@@ -98,6 +102,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     for name, text, rows in facts.tables:
         yield f"- [tables/{name}.csv](tables/{name}.csv): {text} ({plural(rows, 'row')})"
     yield "- [verdicts.json](verdicts.json): every verdict with its estimate, interval and records"
+    if facts.places:
+        yield "- [recommendation.json](recommendation.json): the choice within the memory budget, with its evidence"
     yield from ("", "## How to read a verdict", "")
     yield from _READING
 
@@ -111,6 +117,15 @@ _READING = (
     "n counts seeds: runs are paired by seed. Intervals are 95% unless adjusted (Holm). Exploratory questions suggest,",
     "they do not prove. Predicted figures are called predicted; what was not measured says why.",
 )
+
+
+def _place(place: Place) -> Iterator[str]:
+    """A choice within a memory budget: every cell with its state, and the recommended one as a study to paste."""
+    yield from _grid(place.cells)
+    yield from _bullets(place.reasons)
+    if place.study:
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", place.study)), default=0))
+        yield from ("The recommended cell as a study file:", "", f"{fence}yaml", place.study.rstrip(), fence, "")
 
 
 def _bullets(texts: Sequence[str], mark: str = "- ") -> Iterator[str]:

@@ -44,6 +44,7 @@ class Section:
 
 
 SECTIONS = (
+    Section("budget", "Within the budget", "What to choose within the memory budget", lambda facts: facts.places),
     Section("verdicts", "Verdicts", "What is decided, and what is not"),
     Section("basis", "Basis", "What this rests on"),
     Section("learning", "Learning", "Did the runs learn?"),

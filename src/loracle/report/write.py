@@ -11,23 +11,27 @@ from loracle.report import cards, markdown, page
 from loracle.report import facts as facts_of
 from loracle.report import figures as figures_of
 from loracle.report import tables as tables_of
+from loracle.report.budget import Asked, wish_of, write_recommendation
 from loracle.report.evidence import read_study
 from loracle.store.files import write_bytes, write_json, write_text
 from loracle.store.layout import StudyFolder
 from loracle.verdict import decide, hypotheses, recommendation
 
 
-def write_report(folder: Path) -> Path:
-    """Write the report of a study folder; returns the path of its page."""
+def write_report(folder: Path, asked: Asked | None = None) -> Path:
+    """Write the report of a study folder, with what was asked within a memory budget; returns the path of its page."""
     data = read_study(folder)
     study = data.evidence()
     entries = decide(study)
+    wish = wish_of(data, StudyFolder(folder), asked) if asked else None
+    advice = recommendation(entries, study, wish)
     tables = tables_of.all_tables(data, entries)
     figures = figures_of.all_figures(data, entries, tables)
     answers = hypotheses(study, entries)
-    facts = facts_of.gather(data, entries, recommendation(entries, study), tables, figures, answers)
+    facts = facts_of.gather(data, entries, advice, tables, figures, answers, wish)
     out = StudyFolder(folder).report
     write_json(out / "verdicts.json", [*entries, *answers])
+    write_recommendation(out / "recommendation.json", data, advice, wish)
     for name, table in tables.items():
         write_text(out / "tables" / f"{name}.csv", table.to_csv())
     for figure in figures:

@@ -147,6 +147,12 @@ def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
     return "-".join(parts)
 
 
+def setting_words(path: str, value: Any) -> str:
+    """``train.batch_size``, 4 → ``batch size 4``; what is switched on is named alone."""
+    name = path.rpartition(".")[2].replace("_", " ")
+    return name if value is True else f"{name} {value}"
+
+
 def cell_from_config(config: Mapping[str, Any]) -> Cell:
     """The cell that a record's or a job's ``config`` describes; what is added there for readers is left aside."""
     own = {key: config[key] for key in Cell.model_fields if key in config}

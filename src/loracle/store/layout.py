@@ -39,6 +39,10 @@ class StudyFolder:
     def job(self, job_id: str) -> Path:
         return self._named("jobs", job_id)
 
+    def forecast(self, budget: int) -> Path:
+        """What was forecast for a memory budget of so many bytes."""
+        return self.job(f"forecast-{budget}") / "record.json"
+
     def cohort(self, cohort_id: str) -> Path:
         return self._named("cohorts", cohort_id)
 

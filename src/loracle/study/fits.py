@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loracle.spec.factors import setting_words
 from loracle.spec.study import Run, parse_bytes
 
 SHARE = 0.92  # inspect takes the same share when it finds the largest cohort
@@ -99,14 +100,8 @@ def verdict(cell: Mapping[str, Any]) -> str:
 def remedy(cell: Mapping[str, Any]) -> str:
     """``; would fit with gradient checkpointing``; empty where nothing that is known would help."""
     change = (cell.get("fit") or {}).get("change") or {}
-    words = [_setting(path, value) for path, value in change.items()]
+    words = [setting_words(path, value) for path, value in change.items()]
     return f"; would fit with {' and '.join(words)}" if words else ""
-
-
-def _setting(path: str, value: Any) -> str:
-    """``train.batch_size``, 4 → ``batch size 4``; what is switched on is named alone."""
-    name = path.rpartition(".")[2].replace("_", " ")
-    return name if value is True else f"{name} {value}"
 
 
 def memory_fraction(run: Run, machine: Mapping[str, Any]) -> float | None:

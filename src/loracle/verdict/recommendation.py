@@ -3,7 +3,7 @@
 A 16-bit reference is always a candidate. A quantized cell is one when its degradation was supported. Both
 must have a rank that is shown to be enough, where that was asked. Cheap means predicted bytes. Among settings
 that no question compares (learning rates, targets), the group with the lowest mean 16-bit eval loss is taken,
-and the text says so.
+and the text says so. Nothing is chosen across bases, tasks or tokenizers: each has a recommendation of its own.
 """
 
 from __future__ import annotations
@@ -14,43 +14,93 @@ from typing import Any
 import numpy as np
 
 from loracle.verdict import entries
+from loracle.verdict.budget import Wish
+from loracle.verdict.choice import choose
+from loracle.verdict.choice_figures import BESIDE
+from loracle.verdict.choice_words import described, reasons
 from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import Record, StudyEvidence
+from loracle.verdict.grounds import Ground, grounds
 from loracle.verdict.scope import arms, label, other_factors, rank_of, references, scope_of
 
 
-def recommendation(
-    given: Sequence[Entry], study: StudyEvidence, among: Collection[str] | None = None
-) -> dict[str, Any]:
-    """``{text, cell, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None.
+def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | None = None) -> dict[str, Any]:
+    """``{text, cell, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None. With a wish also
+    ``places``: the choice within its memory budget, for each base and task (``choice``).
 
-    ``among``: the cells (ids) that may be recommended, all where it is None.
+    Of a study of several bases or tasks ``text`` and ``why`` hold one recommendation for each, named; ``cell`` and
+    ``runner_up`` are the first one's.
     """
     undecided = [e["statement"] for e in given if e["verdict"] == "undecided"]
-    candidates = [c for c in _candidates(given, study) if among is None or c["id"] in among]
-    if not candidates:
-        text = "Nothing can be recommended yet: no 16-bit reference has a finished run."
-        return {"text": text, "cell": None, "why": [], "runner_up": None, "undecided": undecided}
-    best, why = _best_group(candidates, study)
-    best.sort(key=lambda c: (_bytes(c), -(rank_of(c) or 0)))
-    chosen, others = best[0], best[1:]
-    why = [*_reasons(given, study, chosen), *why]
-    runner = others[0] if others else None
-    text = _text(given, study, chosen, runner)
+    places = grounds(study)
+    if wish is not None:
+        return _within_budget(given, study, places, wish) | {"undecided": undecided}
+    if len(places) <= 1:
+        one = _within(given, study, study.cells.values())
+        notes = one.pop("notes")
+        return one | {"why": [*one["why"], *notes], "undecided": undecided}
+    found = [recommended_on(given, study, place) for place in places]
+    first = next((one for one in found if one["cell"]), found[0])
     return {
-        "text": text,
-        "cell": chosen["id"],
-        "why": why,
-        "runner_up": runner["id"] if runner else None,
+        "text": " ".join(f"{place.name}: {one['text']}" for place, one in zip(places, found, strict=True)),
+        "cell": first["cell"],
+        "why": [reason for one in found for reason in one["why"]]
+        + [f"{place.name}: {note}" for place, one in zip(places, found, strict=True) for note in one["notes"]],
+        "runner_up": first["runner_up"],
         "undecided": undecided,
     }
 
 
-def _candidates(given: Sequence[Entry], study: StudyEvidence) -> list[Record]:
+def recommended_on(given: Sequence[Entry], study: StudyEvidence, place: Ground) -> dict[str, Any]:
+    """The recommendation among one ground's cells: ``{text, cell, why, notes, runner_up}``."""
+    return _within([e for e in given if e["arm"] in place.ids], study, place.cells)
+
+
+def _within(given: Sequence[Entry], study: StudyEvidence, cells: Collection[Record]) -> dict[str, Any]:
+    """The recommendation among cells of one base and task."""
+    candidates = _candidates(given, study, cells)
+    if not candidates:
+        text = "Nothing can be recommended yet: no 16-bit reference has a finished run."
+        return {"text": text, "cell": None, "why": [], "notes": [], "runner_up": None}
+    best, notes = _best_group(candidates, study)
+    best.sort(key=lambda c: (_bytes(c), -(rank_of(c) or 0)))
+    chosen, others = best[0], best[1:]
+    runner = others[0] if others else None
+    return {
+        "text": _text(given, study, chosen, runner),
+        "cell": chosen["id"],
+        "why": _reasons(given, study, chosen),
+        "notes": notes,
+        "runner_up": runner["id"] if runner else None,
+    }
+
+
+def _within_budget(
+    given: Sequence[Entry], study: StudyEvidence, places: Sequence[Ground], wish: Wish
+) -> dict[str, Any]:
+    found = [described(study, choose(study, place, wish), wish) for place in places]
+    for one in found:
+        best = one["recommended"]
+        if best is not None and _contradicted(given, study.cells[str(best["cell"])]):
+            one["notes"].append(f"Not everything speaks for {best['name']}: see the rejected claims below.")
+        one["reasons"] = reasons(one)
+    several = len(found) > 1
+    first = next((one for one in found if one["recommended"]), None)
+    return {
+        "text": " ".join(f"{one['ground']}: {one['text']}" if several else one["text"] for one in found),
+        "cell": first["recommended"]["cell"] if first else None,
+        "why": [] if several else [reason for one in found for reason in one["reasons"]],
+        "runner_up": first["runner_up"]["cell"] if first and first["runner_up"] else None,
+        "places": found,
+    }
+
+
+def _candidates(given: Sequence[Entry], study: StudyEvidence, among: Collection[Record]) -> list[Record]:
+    ids = {c["id"] for c in among}
     good = {e["arm"] for e in given if e["question"] == "degradation" and e["verdict"] == "supported"}
     cells = [c for c in references(study) if _mean_loss(study, c) is not None]
     cells += [c for c in arms(study) if c["id"] in good]
-    return [c for c in cells if _rank_shown(given, study, c)]
+    return [c for c in cells if c["id"] in ids and _rank_shown(given, study, c)]
 
 
 def _rank_shown(given: Sequence[Entry], study: StudyEvidence, cell: Record) -> bool:
@@ -92,7 +142,7 @@ def _setting(factors: Mapping[str, Any]) -> str:
     """``method full, learning_rate 0.0002``: unlike in a sentence that names the cell, the method always."""
     method = factors.get("method")
     named = [f"method {method}"] if method not in (None, "lora") else []
-    words = entries.where(factors).removeprefix(" at ")
+    words = entries.where(factors, BESIDE).removeprefix(" at ")
     return ", ".join([*named, *([words] if words else [])])
 
 
@@ -107,7 +157,7 @@ def _reasons(given: Sequence[Entry], study: StudyEvidence, cell: Record) -> list
 def _text(given: Sequence[Entry], study: StudyEvidence, cell: Record, runner: Record | None) -> str:
     scope = scope_of(study, cell)
     size = f", {entries.size(cell['predicted_bytes'])} predicted" if cell.get("predicted_bytes") else ""
-    text = f"Use {label(cell)}{entries.where(scope)}{size}"
+    text = f"Use {label(cell)}{entries.where(scope, BESIDE)}{size}"
     if cell.get("reference"):
         text += ": the cheapest cell whose loss is shown to stay within the margin of 16-bit."
     else:
@@ -115,7 +165,7 @@ def _text(given: Sequence[Entry], study: StudyEvidence, cell: Record, runner: Re
     if _contradicted(given, cell):
         text += " But not everything speaks for it: see the rejected claims below."
     if runner is not None:
-        text += f" Runner-up: {label(runner)}{entries.where(scope_of(study, runner))}."
+        text += f" Runner-up: {label(runner)}{entries.where(scope_of(study, runner), BESIDE)}."
     return text
 
 

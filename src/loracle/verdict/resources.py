@@ -43,7 +43,7 @@ def speed_entries(found: StudyEvidence, question: Mapping[str, Any]) -> list[ent
 def probe_of(found: StudyEvidence, cell: Record) -> Record | None:
     """The cell's probe; of a quantized cell with several, the one in quantized storage."""
     mine = [p for p in found.probes if p.get("cell") == cell["id"]]
-    return next((p for p in mine if not _other_storage(cell, p)), mine[0] if mine else None)
+    return next((p for p in mine if not other_storage(cell, p)), mine[0] if mine else None)
 
 
 def _memory(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> entries.Entry:
@@ -54,12 +54,12 @@ def _memory(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> en
     given = _common(found, "memory", arm, reference, claim, margin, stands) | {"metric": "peak_allocated_log_ratio"}
     if _oom(a) != _oom(b):
         fitting, lost, kept = (reference, arm, b) if _oom(a) else (arm, reference, a)
-        peak = _figure(kept, "peak_allocated_bytes")
+        peak = figure(kept, "peak_allocated_bytes")
         if peak is not None:
             text = f"{names}: {label(lost)} does not fit on {_device(a or b)}, {label(fitting)} peaks at"
             text += f" {entries.size(peak)} in {_storage(kept)} storage"
             return _closed(given, stands, "rejected" if _oom(a) else "supported", text)
-    left, right = _figure(a, "peak_allocated_bytes"), _figure(b, "peak_allocated_bytes")
+    left, right = figure(a, "peak_allocated_bytes"), figure(b, "peak_allocated_bytes")
     missing = _missing(arm, reference, a, b, left, right)
     if missing or left is None or right is None:
         predicted = "" if stands.confounded else _predicted(arm, reference)
@@ -77,12 +77,12 @@ def _speed(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> ent
     a, b, stands = guarded(found, arm, reference, bundle)
     claim = f"a step of {label(arm)} takes less than {100 * margin:.3g}% more time than one of {label(reference)}"
     given = _common(found, "speed", arm, reference, claim, margin, stands) | {"metric": "ms_per_step_log_ratio"}
-    left, right = _steps(a), _steps(b)
+    left, right = steps_of(a), steps_of(b)
     missing = _missing(arm, reference, a, b, left, right)
     if missing or left is None or right is None:
         text = f"{label(arm)} against {label(reference)}{entries.where(scope_of(found, arm))}: {missing}"
         return _closed(given, stands, "undecided", text)
-    ratio, interval = _time_ratio(left, right)
+    ratio, interval = time_ratio(left, right)
     text = f"a step of {label(arm)} takes {left['median']:.3g} ms in {_storage(a)} storage against"
     text += f" {right['median']:.3g} ms of {label(reference)}{entries.where(scope_of(found, arm))}:"
     text += f" {entries.percent(ratio)} (one probe each on {_device(a)}, "
@@ -108,7 +108,7 @@ def attribution(found: StudyEvidence, arm: Record) -> str:
     for quantized, cell in ((False, reference), (True, arm)):
         other = _toggled(found, cell)
         square |= {(quantized, _checkpoints(c)): c for c in (cell, other) if c is not None}
-    peaks = {key: _figure(probe_of(found, cell), "peak_allocated_bytes") for key, cell in square.items()}
+    peaks = {key: figure(probe_of(found, cell), "peak_allocated_bytes") for key, cell in square.items()}
     known = {key: peak for key, peak in peaks.items() if peak is not None}
     if len(known) < 4:
         return ""
@@ -173,7 +173,7 @@ def _missing(arm: Record, reference: Record, a: Record | None, b: Record | None,
                 or f"the probe ended as {probe.get('status')}"
             )
             return f"{label(cell)} has no measured figure ({why})"
-        if _other_storage(cell, probe):
+        if other_storage(cell, probe):
             return f"{label(cell)} was measured in {_storage(probe)} storage only: the claim is on quantized storage"
     return ""
 
@@ -186,7 +186,7 @@ def _predicted(arm: Record, reference: Record) -> str:
     return f" Predicted, not measured: {entries.size(a)} against {entries.size(b)} ({change})."
 
 
-def _time_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, Interval | None]:
+def time_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, Interval | None]:
     """Log ratio of two median steps; the interval from p10 to p90 as of a normal (median's error: sd
     sqrt(pi/2n)).
     """
@@ -217,12 +217,12 @@ def _checkpoints(cell: Record) -> bool:
     return bool(((cell.get("config") or {}).get("train") or {}).get("gradient_checkpointing"))
 
 
-def _steps(probe: Record | None) -> Mapping[str, Any] | None:
+def steps_of(probe: Record | None) -> Mapping[str, Any] | None:
     steps = (probe or {}).get("ms_per_step")
     return steps if isinstance(steps, Mapping) and steps.get("median") else None
 
 
-def _figure(probe: Record | None, key: str) -> float | None:
+def figure(probe: Record | None, key: str) -> float | None:
     value = (probe or {}).get(key)
     return float(value) if isinstance(value, (int, float)) and value > 0 else None
 
@@ -244,9 +244,19 @@ def _device(probe: Record | None) -> str:
     return str((probe or {}).get("device") or "an unnamed device")
 
 
-def _other_storage(cell: Record, probe: Record) -> bool:
+def other_storage(cell: Record, probe: Record) -> bool:
     quantized = precision_label(cell.get("precision")) not in NO_BLOCKS - {"int8"}
     return quantized and probe.get("storage") == "dequantized"
 
 
-__all__: Sequence[str] = ("attribution", "guarded", "memory_entries", "probe_of", "speed_entries")
+__all__: Sequence[str] = (
+    "attribution",
+    "figure",
+    "guarded",
+    "memory_entries",
+    "other_storage",
+    "probe_of",
+    "speed_entries",
+    "steps_of",
+    "time_ratio",
+)

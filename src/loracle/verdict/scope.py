@@ -164,11 +164,12 @@ def _by_factor(cell: Record) -> dict[str, Any]:
     grouped: dict[str, Any] = {}
     for path, value in flat.items():
         name = factor(path)
-        grouped[name] = value if name not in {"base", "task"} else _identity(config or {}, name)
+        grouped[name] = value if name not in {"base", "task"} else identity(config or {}, name)
     return grouped
 
 
-def _identity(config: Mapping[str, Any], name: str) -> str:
+def identity(config: Mapping[str, Any], name: str) -> str:
+    """What a config's ``base`` or ``task`` is called."""
     block = config.get(name) or {}
     data = PurePath(str(block["data"])).name if block.get("data") else None  # a task of the user's own has no name
     return str(block.get("name") or block.get("model") or data or block.get("fingerprint") or name)
