@@ -243,7 +243,7 @@ def test_several_bases_and_tasks_have_a_block_each(tmp_path: Path) -> None:
     assert len(metadata(root)["model-index"][0]["results"]) == 2
     perplexities = [r for r in found if r.metric_type == "perplexity"]
     assert {r.dataset_type for r in perplexities} == {"org/rows"}
-    assert "### gpt2-demo on banking10" in card(root)
+    assert "### banking10 on gpt2-demo" in card(root)
     assert "## org/rows" in card(root, "DATA_CARD.md")
 
 

@@ -42,7 +42,7 @@ def write_report(folder: Path, asked: Asked | None = None) -> Path:
             path.unlink(missing_ok=True)
     proposals.write(out / "proposals" / "rank_pattern.yaml", data, entries)
     write_text(out / "report.md", markdown.render(facts))
-    for name, text in cards.render(data, entries, tables, StudyFolder(folder)).items():
+    for name, text in cards.render(data, [*entries, *answers], tables, StudyFolder(folder)).items():
         write_text(out / name, text)
     write_text(out / "index.html", page.render(facts))
     return out / "index.html"

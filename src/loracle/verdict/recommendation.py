@@ -36,10 +36,10 @@ def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | No
     if wish is not None:
         return _within_budget(given, study, places, wish) | {"undecided": undecided}
     if len(places) <= 1:
-        one = recommended_among(given, study, study.cells.values())
+        one = _within(given, study, study.cells.values())
         notes = one.pop("notes")
         return one | {"why": [*one["why"], *notes], "undecided": undecided}
-    found = [recommended_among([e for e in given if e["arm"] in place.ids], study, place.cells) for place in places]
+    found = [recommended_on(given, study, place) for place in places]
     first = next((one for one in found if one["cell"]), found[0])
     return {
         "text": " ".join(f"{place.name}: {one['text']}" for place, one in zip(places, found, strict=True)),
@@ -51,7 +51,12 @@ def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | No
     }
 
 
-def recommended_among(given: Sequence[Entry], study: StudyEvidence, cells: Collection[Record]) -> dict[str, Any]:
+def recommended_on(given: Sequence[Entry], study: StudyEvidence, place: Ground) -> dict[str, Any]:
+    """The recommendation among one ground's cells: ``{text, cell, why, notes, runner_up}``."""
+    return _within([e for e in given if e["arm"] in place.ids], study, place.cells)
+
+
+def _within(given: Sequence[Entry], study: StudyEvidence, cells: Collection[Record]) -> dict[str, Any]:
     """The recommendation among cells of one base and task."""
     candidates = _candidates(given, study, cells)
     if not candidates:

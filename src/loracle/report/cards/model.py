@@ -64,7 +64,7 @@ def _lines(
     for subject in trained:
         said, code = loading.how_to_load(subject)
         if len(trained) > 1:
-            yield from (f"### {inert(_title(subject))}", "")
+            yield from (f"### {inert(subject.name)}", "")
         yield from (*map(inert, said), "", "```python", code, "```", "")
     if not trained:
         yield from ("There is no adapter to load.", "")
@@ -74,10 +74,6 @@ def _lines(
 def _bullets(texts: Sequence[str] | Iterator[str]) -> Iterator[str]:
     yield from (f"- {inert(text)}" for text in texts)
     yield ""
-
-
-def _title(subject: Subject) -> str:
-    return f"{subject.base} on {subject.task}"
 
 
 def _summary(trained: Sequence[Subject]) -> str:
@@ -96,7 +92,7 @@ def _precision(subject: Subject) -> str:
 def _what(data: StudyData, subject: Subject, titled: bool) -> Iterator[str]:
     """Base, precision, adapter and training of one subject."""
     if titled:
-        yield from (f"### {inert(_title(subject))}", "")
+        yield from (f"### {inert(subject.name)}", "")
     yield from (inert(subject.advice), "")
     if subject.run is None or subject.cell is None:
         return
@@ -156,7 +152,7 @@ def _results(data: StudyData, entries: Sequence[Entry], found: Sequence[Subject]
     told: set[int] = set()
     for subject in found:
         if subject.cell is None or subject.run is None:
-            yield from (f"{inert(_title(subject))}: no run finished, so nothing was measured.", "")
+            yield from (f"{inert(subject.name)}: no run finished, so nothing was measured.", "")
             continue
         rows = [_row(result) for result in results(data, subject)]
         heads = [
@@ -168,7 +164,7 @@ def _results(data: StudyData, entries: Sequence[Entry], found: Sequence[Subject]
             "seeds",
             "items",
         ]
-        title = f"{_title(subject)}: {subject.cell.label}"
+        title = f"{subject.name}: {subject.cell.label}"
         yield from markdown.table(grid(title, heads, rows, _note(subject)))
         mine = [(i, e) for i, e in enumerate(entries) if _about(subject, e)]
         told |= {i for i, _ in mine}
@@ -243,7 +239,7 @@ def _limits(data: StudyData, entries: Sequence[Entry], trained: Sequence[Subject
         if after is not None and after.before is not None and after.own is not None:
             change = "rose" if after.own > after.before else "fell"
             yield (
-                f"{_title(subject)}: loss on plain prose {change} from {after.before:.3f} to {after.own:.3f} nats per token "
+                f"{subject.name}: loss on plain prose {change} from {after.before:.3f} to {after.own:.3f} nats per token "
                 "with tuning, a sign of what was forgotten or kept."
             )
     if trained and not unique(code for s in trained for code in of_task(s.section("task"), "language") or ()):

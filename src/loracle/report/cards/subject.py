@@ -16,18 +16,19 @@ from loracle.report.inert import plain
 from loracle.report.wording import mean
 from loracle.tasks.readers import looks_like_hub_id
 from loracle.verdict.entries import Entry
-from loracle.verdict.recommendation import recommended_among
+from loracle.verdict.grounds import Ground, grounds
+from loracle.verdict.recommendation import recommended_on
 
 
 @dataclass(frozen=True)
 class Subject:
     """One base and one task. ``cell`` and ``run`` are None where no run finished; ``advice`` says why this cell."""
 
+    name: str
     cells: Sequence[CellData]
     cell: CellData | None
     run: RunData | None
     advice: str
-    recommended: bool
 
     @property
     def config(self) -> Record:
@@ -60,29 +61,25 @@ class Subject:
 
 
 def subjects(data: StudyData, entries: Sequence[Entry]) -> list[Subject]:
-    """One for each base and task, in the plan's order."""
-    groups: dict[tuple[str, ...], list[CellData]] = {}
-    for cell in data.cells:
-        config = cell.raw.get("config") or {}
-        base, task = config.get("base") or {}, config.get("task") or {}
-        key = (base_id(base) or base.get("name"), base.get("fingerprint"), task_name(task), task.get("type"))
-        groups.setdefault(tuple(map(str, key)), []).append(cell)
-    return [_subject(data, entries, cells) for cells in groups.values()]
+    """One for each ground (base, task and data set) of the study, in the plan's order."""
+    return [_subject(data, entries, place) for place in grounds(data.evidence())]
 
 
-def _subject(data: StudyData, entries: Sequence[Entry], cells: Sequence[CellData]) -> Subject:
-    advice = recommended_among(entries, data.evidence(), [cell.raw for cell in cells])
+def _subject(data: StudyData, entries: Sequence[Entry], place: Ground) -> Subject:
+    cells = [cell for cell in data.cells if cell.id in place.ids]
+    name = plain(place.name)
+    advice = recommended_on(entries, data.evidence(), place)
     chosen = data.by_cell.get(str(advice["cell"]))
     if chosen is not None and data.of_cell(chosen.id, done=True):
-        return Subject(cells, chosen, data.of_cell(chosen.id, done=True)[0], plain(advice["text"]), True)
+        return Subject(name, cells, chosen, data.of_cell(chosen.id, done=True)[0], plain(advice["text"]))
     finished = [cell for cell in cells if data.of_cell(cell.id, done=True)]
     if not finished:
-        return Subject(cells, None, None, "No run finished, so there is no adapter and no result.", False)
+        return Subject(name, cells, None, None, "No run finished, so there is no adapter and no result.")
     best = min(finished, key=lambda c: (-len(data.of_cell(c.id, done=True)), _loss(data, c)))
     why = (
         "No cell is recommended: this is the one with the most finished runs, and of these the lowest evaluation loss."
     )
-    return Subject(cells, best, data.of_cell(best.id, done=True)[0], why, False)
+    return Subject(name, cells, best, data.of_cell(best.id, done=True)[0], why)
 
 
 def _loss(data: StudyData, cell: CellData) -> float:
