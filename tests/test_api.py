@@ -136,17 +136,17 @@ def test_an_interrupted_kernel_leaves_a_resumable_study(home: Path, monkeypatch:
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(home))
     try:
         asked = client.execute(f"import loracle; study = {STUDY!r}; loracle.run(study)")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not list(home.glob("runs/small/cohorts/*/checkpoint.json")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         manager.interrupt_kernel()
-        reply = client.get_shell_msg(timeout=60)
+        reply = client.get_shell_msg(timeout=120)
         while reply["parent_header"]["msg_id"] != asked:
-            reply = client.get_shell_msg(timeout=60)
+            reply = client.get_shell_msg(timeout=120)
         assert reply["content"]["ename"] == Interrupted.__name__
         assert re.search(r"resume with: loracle run runs/small, or by the same call again", reply["content"]["evalue"])
-        done = client.execute_interactive("folder = loracle.run(study, quiet=True)", timeout=60)
+        done = client.execute_interactive("folder = loracle.run(study, quiet=True)", timeout=120)
         assert done["content"]["status"] == "ok"
     finally:
         client.stop_channels()

@@ -148,7 +148,9 @@ def execute(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, more: str
     work.mkdir()
     if more:
         book.cells.insert(study_cell(book) + 1, nbformat.v4.new_code_cell(more))
-    NotebookClient(book, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(work)}}).execute()
+    NotebookClient(
+        book, timeout=900, startup_timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}}
+    ).execute()
     assert [path.name for path in work.iterdir()] == ["runs"]
     [study] = (work / "runs").iterdir()
     return study
