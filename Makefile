@@ -26,8 +26,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## a complete study on the built-in model and task; ends with the path of its report
 	@$(OFFLINE) $(BIN)/loracle demo
 
-test: $(READY)  ## the tests (no network, no GPU)
-	$(OFFLINE) $(BIN)/python -m pytest
+test: $(READY)  ## the tests (no network, no GPU), on all cores
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal --durations 15
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(OFFLINE) $(BIN)/python -m pytest -m slow

@@ -206,6 +206,11 @@ def sensitivity(job: dict, root: Path) -> dict:
         {"schema": 1, "sweeps": [{**s, "units": []} for s in job["sweeps"]]},
     )
     write_json(root / "diagnose" / "sensitivity.json", [])
+    block = {"default": "nf4", "h.1.attn.c_proj": "bf16"}
+    kept = "nf4" if OPTIONS.get("nothing_to_keep") else block
+    if job["mixes"]:
+        mixes = [{**mix, "precision": kept} for mix in job["mixes"]]
+        write_json(root / "diagnose" / "mixed_precision.json", {"schema": 1, "mixes": mixes})
     return {"status": "done", "sweeps": len(job["sweeps"])}
 
 

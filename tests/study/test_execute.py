@@ -184,8 +184,13 @@ def test_sensitivity_is_measured_once_for_each_base_and_codec(fake, make_study, 
     study = make_study("questions=[sensitivity]", "vary.precision=[bf16, nf4, int8]")
     assert run_study(study, folder).exit_code == 0
     sweeps = read_json(folder / "jobs" / "sensitivity" / "job.json")["sweeps"]
-    found = [(one["codec"], one["double_quant"], one["block_size"]) for one in sweeps]
-    assert found == [("nf4", True, 64), ("int8", None, None)]
+    found = [(one["codec"], one["double_quant"], one["block_size"], one["text"], one["when"]) for one in sweeps]
+    nf4, int8, rows = ("nf4", True, 64), ("int8", None, None), "evaluation rows"
+    assert found[:2] == [(*nf4, "plain text", "before"), (*int8, "plain text", "before")]
+    assert found[2:] == [(*codec, rows, when) for codec in (nf4, int8) for when in ("before", "after")]
+    first = next(run for run in read_json(folder / "plan.json")["runs"] if run["cell"].startswith("bf16-r2"))
+    assert {one["run"] for one in sweeps} == {None, first["id"]}  # with the adapter of a 16-bit run
+    assert [one["listed"] for one in sweeps] == [True, True, False, False, False, False]
     journal = fake()
     run_study(study, folder)
     assert fake() == journal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ def chunks(data: bytes) -> Iterator[bytes]:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
+        if at + 7 + length > len(data):  # still being written
+            return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # full, last
@@ -105,7 +108,15 @@ def chunks(data: bytes) -> Iterator[bytes]:
 
 
 def wandb_run(path: Path) -> tuple[Any, list[dict[str, Any]], dict[str, Any], int | None]:
-    """The run record, its history rows, its summary and its exit code."""
+    """The run record, its history rows, its summary and its exit code, once W&B's own process has written the last."""
+    deadline = time.monotonic() + 30
+    while (found := wandb_records(path))[-1] is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def wandb_records(path: Path) -> tuple[Any, list[dict[str, Any]], dict[str, Any], int | None]:
+    """What the file holds so far."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     run, rows, summary, code = None, [], {}, None

@@ -4,14 +4,16 @@ Each unit (``units.py``) is compared with the 16-bit base on the same scored pos
 distributions from the base's, and how often both are greedy for the same token. A batch of rows is taken through the base once,
 then through every unit, from the first layer that the unit changes: what lies before is the base's, recorded.
 
-Not covered: sensitivity after training, activations (int8 here is weight-only), interactions between units.
+Not covered: activations (int8 here is weight-only). What matrices cost together is ``mixing.py``'s, a trained adapter on the base
+``trained.py``'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch import nn
 
 from loracle.adapters.batch import CohortBatch, Row, make_batch, scored
 from loracle.adapters.forward import head_logits, scored_hidden
-from loracle.diagnose.units import Codec, Swapper, Unit, units_of
+from loracle.diagnose.units import UNITS, Codec, Swapper, units_of
 from loracle.models.linears import FAMILIES, Linear
 from loracle.models.load import LoadedBase
 
@@ -50,38 +52,57 @@ class _Known:
     layers: dict[int, Any]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Something done to the model's weights and undone: ``applied()`` is a context; layers before ``first_layer`` stay the base's."""
+
+    applied: Callable[[], AbstractContextManager[Any]]
+    first_layer: int
+
+
 @torch.no_grad()
-def sweep(loaded: LoadedBase, codec: Codec, rows: Sequence[Row], pad_id: int) -> Sweep:
-    """Quantize each unit of an unquantized base in turn; the base is afterwards what it was, bit for bit."""
+def sweep(loaded: LoadedBase, codec: Codec, rows: Sequence[Row], pad_id: int, kinds: Sequence[str] = UNITS) -> Sweep:
+    """Quantize each unit of an unquantized base in turn, of ``kinds``; the base is afterwards what it was, bit for bit."""
+    swapper, units = Swapper(loaded.model, codec), [unit for unit in units_of(loaded.linears) if unit.unit in kinds]
+    trials = [Trial(partial(swapper.quantized, unit), unit.first_layer) for unit in units]
+    found = tried(loaded, trials, rows, pad_id)
+    return Sweep(
+        found.loss,
+        found.tokens,
+        [
+            {
+                "module": unit.module,
+                "layer": unit.layer,
+                "kind": unit.kind,
+                "unit": unit.unit,
+                **codec.as_record(),
+                **one,
+            }
+            | {"params": unit.params}
+            for unit, one in zip(units, found.units, strict=True)
+        ],
+    )
+
+
+@torch.no_grad()
+def tried(loaded: LoadedBase, trials: Sequence[Trial], rows: Sequence[Row], pad_id: int) -> Sweep:
+    """``delta_loss``, ``kl`` and ``agreement`` of each trial against the model as it is, on the rows' scored tokens."""
     model = loaded.model
-    swapper, units = Swapper(model, codec), units_of(loaded.linears)
     layers = decoder_layers(model, loaded.linears)
-    sums = np.zeros((len(units), 3))
+    sums = np.zeros((len(trials), 3))
     loss, tokens = 0.0, 0
     for batch in _batches(rows, model.config.vocab_size, pad_id, loaded.device):
         known = _reference(model, batch, layers)
         loss, tokens = loss + known.loss, tokens + int(batch.tokens.sum())
-        for i, unit in enumerate(units):
-            with swapper.quantized(unit), starting_at(unit.first_layer, layers, known.layers):
+        for i, trial in enumerate(trials):
+            with trial.applied(), starting_at(trial.first_layer, layers, known.layers):
                 sums[i] += _compared(model, batch, known)
-    figures = [_figures(unit, codec, sums[i], loss, max(1, tokens)) for i, unit in enumerate(units)]
-    return Sweep(loss / max(1, tokens), tokens, figures)
-
-
-def _figures(unit: Unit, codec: Codec, sums: np.ndarray, base: float, tokens: int) -> dict[str, Any]:
-    """``sums``: loss, KL and tokens in common over all scored positions; ``base``: the base's summed loss."""
-    loss, kl, same = map(float, sums)
-    return {
-        "module": unit.module,
-        "layer": unit.layer,
-        "kind": unit.kind,
-        "unit": unit.unit,
-        **codec.as_record(),
-        "delta_loss": (loss - base) / tokens,
-        "kl": kl / tokens,
-        "agreement": same / tokens,
-        "params": unit.params,
-    }
+    tokens = max(1, tokens)
+    figures = [
+        {"delta_loss": (float(one) - loss) / tokens, "kl": float(kl) / tokens, "agreement": float(same) / tokens}
+        for one, kl, same in sums
+    ]
+    return Sweep(loss / tokens, tokens, figures)
 
 
 def worst_first(units: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

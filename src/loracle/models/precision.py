@@ -23,6 +23,7 @@ from loracle.models.kernels import runs_on
 from loracle.models.linears import Linear, linear_shape
 from loracle.models.memory_labels import counted_as
 from loracle.models.overrides import undo
+from loracle.spec.mixing import Mixed
 from loracle.spec.study import FOUR_BIT, INTEGER, UNQUANTIZED
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,8 +35,10 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, "*." + pattern)
 
 
-def assign(precision: str | Mapping[str, str], linears: Sequence[Linear]) -> dict[str, str]:
-    """Linear layer name → its precision. Later patterns win; one that fits nothing is an error."""
+def assign(precision: str | Mixed | Mapping[str, str], linears: Sequence[Linear]) -> dict[str, str]:
+    """Linear layer name → its precision. Later patterns win; one that fits nothing is an error, and one that is still to be chosen."""
+    if isinstance(precision, Mixed):
+        raise SpecError("which matrices stay finer is chosen by loracle run, from the layer sensitivity", "precision")
     if isinstance(precision, str):
         return {linear.name: precision for linear in linears}
     out = {linear.name: precision["default"] for linear in linears}

@@ -88,8 +88,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "classes": (*_CELL, "class", "precision_mean", "recall_mean", "f1_mean", "support", "runs"),
     "latency": (*_CELL, "device", "runs", *LATENCY),
     "layer_sensitivity": (
-        "base", "codec", "double_quant", "block_size", "text", "tokens", "base_loss", "unit", "place", "module", "layer",
+        "base", "codec", "double_quant", "block_size", "text", "when", "run", "tokens", "base_loss", "unit", "place", "module", "layer",
         "kind", "delta_loss", "kl", "agreement", "params",
+    ),
+    "mixed_precision": (
+        "base", "codec", "sensitive", "budget", "margin", "text", "tokens", "needed", "reason", "step", "added", "chosen",
+        "kept_share", "bits_per_weight", "extra_bytes", "delta_loss", "kl", "agreement",
     ),
     "data_audit": ("data", "field", "value"),
 }  # fmt: skip

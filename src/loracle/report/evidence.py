@@ -89,6 +89,7 @@ class StudyData:
     similarity: Record | None
     agreement: Record | None
     sensitivity: Record | None
+    mixed: Record | None
     probes: Sequence[Record]
     notes: Sequence[str]
 
@@ -206,6 +207,7 @@ def read_study(folder: Path) -> StudyData:
         similarity=reader.optional(place.similarity),
         agreement=reader.optional(place.agreement),
         sensitivity=reader.optional(place.sensitivity_sweeps),
+        mixed=reader.optional(place.mixed_precision),
         probes=list(reader.probes()),
         notes=tuple(reader.notes),
     )

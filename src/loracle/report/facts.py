@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.report import answers, grids, grids_parts, sensitivity, wording
+from loracle.report import answers, grids, grids_parts, mixing, sensitivity, wording
 from loracle.report.answers import Example
 from loracle.report.columns import COLUMNS, Table
 from loracle.report.evidence import StudyData
@@ -22,7 +22,7 @@ from loracle.verdict.knowledge import broken, broken_words
 VERDICTS = ("supported", "rejected", "undecided", "confounded")
 
 TOPICS = {
-    "cost": ("degradation", "gain_kept", "task_metric", "rank_threshold", "rank_enough"),
+    "cost": ("degradation", "gain_kept", "mixed_precision", "task_metric", "rank_threshold", "rank_enough"),
     "likeness": ("similarity",),
     "resources": ("memory", "speed"),
 }
@@ -43,6 +43,7 @@ TABLE_NOTES = {
     "classes": "classification: precision, recall and F1 of each label",
     "latency": "time to answer one prompt, and to its first token",
     "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
+    "mixed_precision": "which matrices were kept finer, one after the other, and what the rest then costs",
     "data_audit": "what was read, dropped, cut and repeated",
 }
 
@@ -134,7 +135,7 @@ def gather(
         cells=grids.cells(data),
         agreement=grids.agreement(tables["agreement"]),
         similarity=grids.similarity(tables["similarity_by_layer"]),
-        sensitivity=sensitivity.grids(tables["layer_sensitivity"]),
+        sensitivity=[*sensitivity.grids(tables["layer_sensitivity"]), *mixing.grids(tables["mixed_precision"])],
         memory=grids.memory(tables["memory"]),
         speed=grids.speed(tables["speed"]),
         latency=grids_parts.latency(tables["latency"]),
@@ -262,6 +263,7 @@ def _claimed(entry: Entry) -> str:
     words = {
         "degradation": lambda: f"within {wording.change(margin)}",
         "gain_kept": lambda: f"at least {100 * margin:.3g}%",
+        "mixed_precision": lambda: f"at least {100 * margin:.3g}%",
         "task_metric": lambda: f"within {100 * margin:.3g} pt",
         "similarity": lambda: f"above {margin:.3g}",
         "memory": lambda: f"saves over {wording.change(margin)}" if margin < 0 else f"within {wording.change(margin)}",

@@ -20,7 +20,7 @@ FULL_SHADE = 0.1  # nats: a map without anything worse stays pale
 
 CAPTION = (
     "Loss added (nats per token, on the text named) when one matrix, or one slice of a fused one, is quantized and everything "
-    "else stays 16-bit, before training. The darker the more; full shade is the largest of the map, 0.1 at least."
+    "else stays 16-bit. The darker the more; full shade is the largest of the map, 0.1 at least."
 )
 
 
@@ -36,7 +36,8 @@ def _name(row: Row) -> str:
     block = f", block {row['block_size']}" if row["block_size"] else ""
     double = ", double quantization" if row["double_quant"] else ""
     codec = "int8 (weights only)" if row["codec"] == "int8" else row["codec"]
-    return f"{row['base']}: {codec}{block}{double}"
+    when = "after training, " if row["when"] == "after" else ""
+    return f"{row['base']}: {codec}{block}{double}; {when}{plain(row['text'])}"
 
 
 def grids(table: Table) -> list[Grid]:
@@ -53,12 +54,16 @@ def _grid(name: str, found: Sequence[Row]) -> Grid:
         title = plain(row["module"] or "all of them at once")
         lines.append([Item(title), *(Item(text, number=True) for text in (*cells, wording.count(row["params"])))])
     note = (
-        f"One matrix quantized, everything else 16-bit, before training; {wording.count(found[0]['tokens'])} scored tokens of "
+        f"One matrix quantized, everything else 16-bit, {_when(found[0])}; {wording.count(found[0]['tokens'])} scored tokens of "
         f"{plain(found[0]['text'])}. KL: of the base's distributions from the quantized one's, nats a token. Every matrix, slice, "
         "kind and layer is in tables/layer_sensitivity.csv."
     )
     heads = ["matrix", "loss added", "KL", "same greedy token", "parameters"]
     return Grid(f"Sensitivity to quantization, {plain(name)}", heads, lines, note)
+
+
+def _when(row: Row) -> str:
+    return f"with the adapter of {plain(row['run'])}" if row["when"] == "after" else "before training"
 
 
 def _nats(value: float | None, sign: str = "+") -> str:
@@ -75,8 +80,7 @@ def draw(figure: Any, data: StudyData, entries: Any, tables: Mapping[str, Table]
     grid = figure.subplots(len(found), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
     for i, (name, cells) in enumerate(found):
         _heatmap(grid[i][0], name, cells, theme)
-    text = tables["layer_sensitivity"].rows[0]["text"]
-    heading(figure, short(f"Loss added by quantizing one matrix (nats/token, {plain(text)})", 72), theme)
+    heading(figure, "Loss added by quantizing one matrix (nats/token)", theme)
     said = [f"{name}: {_worst(cells)}" for name, cells in found]
     return "Loss added by quantizing one matrix, worst: " + "; ".join(said)
 

@@ -10,7 +10,7 @@ from loracle.report.columns import CELL_METRICS, COLUMNS, COMPONENTS, LATENCY, R
 from loracle.report.evidence import ALL_STATES, CellData, RunData, StudyData, number
 from loracle.report.tables_classes import classes, confusion
 from loracle.report.tables_methods import methods
-from loracle.report.tables_sensitivity import sensitivity
+from loracle.report.tables_sensitivity import mixed_precision, sensitivity
 from loracle.report.wording import mean
 from loracle.verdict.entries import Entry
 from loracle.verdict.knowledge import lost_by
@@ -36,6 +36,7 @@ def all_tables(data: StudyData, entries: Sequence[Entry]) -> dict[str, Table]:
         "classes": classes(data),
         "latency": _latency(data),
         "layer_sensitivity": sensitivity(data),
+        "mixed_precision": mixed_precision(data),
         "data_audit": _audit(data),
     }
     return {name: Table(name, list(found)) for name, found in rows.items()}

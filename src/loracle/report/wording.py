@@ -28,6 +28,7 @@ METRIC_NAMES = {
 QUESTION_NAMES = {
     "degradation": "Evaluation loss",
     "gain_kept": "Tuning gain kept",
+    "mixed_precision": "Gap closed by mixed precision",
     "task_metric": "Task metric",
     "rank_threshold": "Smallest rank that absorbs quantization (r*)",
     "rank_enough": "Smallest rank that is as good as the largest",
@@ -120,7 +121,7 @@ def estimate(entry: entries.Entry) -> str:
     name = str(entry["metric"] or "")
     if name.endswith("_log_ratio"):
         return entries.percent(value)
-    if entry["question"] == "gain_kept":
+    if name in ("gain_kept", "gap_closed"):
         return entries.share(value)
     if entry["question"] == "task_metric":
         return f"{entries.points(value)} pt"

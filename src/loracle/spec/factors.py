@@ -13,6 +13,7 @@ from loracle.base.names import slug
 from loracle.spec.aliases import factor_path, open_section, put
 from loracle.spec.load import explain, tuples, validate
 from loracle.spec.methods import METHODS
+from loracle.spec.mixing import Mixed
 from loracle.spec.study import FOUR_BIT, INTEGER, Adapter, Base, Cell, Study
 
 _SHORT = {
@@ -101,10 +102,12 @@ def expand(study: Study) -> list[tuple[dict[str, Any], Cell]]:
     return list(out.values())
 
 
-def precision_label(precision: str | Mapping[str, str]) -> str:
-    """``nf4``, or ``nf4+2bf16`` for a default with two patterns kept otherwise."""
+def precision_label(precision: str | Mixed | Mapping[str, str]) -> str:
+    """``nf4``, or ``nf4-2xbf16`` for a default with two patterns kept otherwise; ``nf4-mixed`` while they are to be chosen."""
     if isinstance(precision, str):
         return precision
+    if isinstance(precision, Mixed):
+        return f"{precision.default}-mixed-{precision.sensitive}"
     others: dict[str, int] = {}
     for pattern, name in precision.items():
         if pattern != "default":

@@ -142,15 +142,15 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     """(message, dotted path) of the most telling of pydantic's errors."""
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = problems[0]
-    if "precision" in first["loc"] and isinstance(first.get("input"), dict):  # the wrong word inside, not the block
-        first = next((p for p in problems if "precision" in p["loc"] and not isinstance(p.get("input"), dict)), first)
+    if "precision" in first["loc"]:
+        first = _of_precision([p for p in problems if "precision" in p["loc"]])
     location = [str(part) for part in first["loc"] if not _is_tag(part)]
     where = ".".join([prefix, *location] if prefix else location)
     if first["type"] == "extra_forbidden":
         return _unknown_key(location, model), where
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
-    if (location and location[-1] == "precision") or "precision" in location:
+    if "precision" in location and first["type"] != "value_error" and location[-1] != "budget":
         return f"{given!r} is not a precision, {suggest(str(given), PRECISIONS)}", where
     if location[:1] == ["questions"] and first["type"] == "literal_error":
         return f"{given!r} is not a question, {suggest(str(given), QUESTIONS)}", where
@@ -164,6 +164,16 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     if given is not None and not isinstance(given, dict) and first["type"] != "value_error":
         message = f"{message} (got {given!r})"
     return message[0].lower() + message[1:], where
+
+
+def _of_precision(problems: Sequence[Any]) -> Any:
+    """Of the errors of a precision's three forms that of the form that was meant: in a block the wrong word inside it."""
+    block: Any = next((p["input"] for p in problems if isinstance(p.get("input"), dict)), {})
+    mixed = [p for p in problems if any("Mixed" in str(part) for part in p["loc"])]
+    if "budget" in block:
+        return mixed[0]
+    plain = [p for p in problems if p not in mixed]
+    return next((p for p in plain if not isinstance(p.get("input"), dict)), plain[0])
 
 
 def _is_tag(part: Any) -> bool:

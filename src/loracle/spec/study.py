@@ -9,65 +9,26 @@ from __future__ import annotations
 import math
 import re
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from loracle.base.names import is_safe, suggest
 from loracle.spec.methods import METHODS, VIRTUAL
+from loracle.spec.mixing import Mixed as Mixed
+from loracle.spec.types import BLOCK_SIZES as BLOCK_SIZES
+from loracle.spec.types import FOUR_BIT as FOUR_BIT
+from loracle.spec.types import INTEGER as INTEGER
+from loracle.spec.types import PRECISIONS as PRECISIONS
+from loracle.spec.types import UNQUANTIZED as UNQUANTIZED
+from loracle.spec.types import Precision as Precision
+from loracle.spec.types import Spec as Spec
+from loracle.spec.types import parse_bytes as parse_bytes
 
-Precision = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8", "int4", "int3", "int2"]
-PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8", "int4", "int3", "int2")
-FOUR_BIT = frozenset({"nf4", "fp4"})  # bitsandbytes' 4-bit data types
-INTEGER = frozenset({"int4", "int3", "int2"})  # HQQ's: groups of block_size weights with a scale and a zero point
-UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
-BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
 QUESTIONS = ("degradation", "task_metric", "rank_threshold", "similarity", "sensitivity", "memory", "speed")
 UNDECIDED = frozenset({"sensitivity"})  # measured and shown; no claim, so no verdict
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PositiveInt = Annotated[int, Field(ge=1)]
-
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """``24GB`` (10⁹) or ``24GiB`` (2³⁰) as bytes; a ``ValueError`` says what is wrong."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in _UNITS:
-        raise ValueError(f"'{text}' is no amount of memory: write it like 24GB or 80GiB")
-    size = int(float(found[1]) * _UNITS[found[2].upper()])
-    if size < 1:
-        raise ValueError(f"'{text}' is no memory at all")
-    return size
-
-
-class Spec(BaseModel):
-    """Base of all: frozen, strict types, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-    later: ClassVar[frozenset[str]] = frozenset()
-    """Settings added after the first version: left out at their default, so that what they do not touch keeps its identity."""
-
-    @model_serializer(mode="wrap")
-    def _dump(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        dumped: dict[str, Any] = serialise(self)
-        if info.exclude_unset:  # only what was written is there, and what was written must stay
-            return dumped
-        for key in self.later:
-            if key in dumped and getattr(self, key) == type(self).model_fields[key].get_default(
-                call_default_factory=True
-            ):
-                del dumped[key]
-        return dumped
 
 
 class Base(Spec):
@@ -293,9 +254,10 @@ class Cell(Spec):
 
     base: Base = Base()
     task: Task
-    precision: Precision | dict[str, Precision] = Field(
+    precision: Precision | Mixed | dict[str, Precision] = Field(
         "bf16",
-        description="fp32, bf16, fp16, nf4, fp4, int8, int4, int3, int2; or {default: nf4, 'h.1.attn.c_proj': bf16}",
+        description="fp32, bf16, fp16, nf4, fp4, int8, int4, int3, int2; a block {default: nf4, 'h.1.attn.c_proj': bf16}; "
+        "or one that loracle run chooses by layer sensitivity: {default: nf4, sensitive: bf16, budget: 15%}",
     )
     double_quant: bool | None = Field(True, description="quantize the 4-bit constants too")
     block_size: int | None = Field(64, description="weights that share a constant (nf4, fp4, int4, int3, int2)")
@@ -344,11 +306,15 @@ class Cell(Spec):
     @property
     def precision_names(self) -> frozenset[str]:
         """All precisions that some module of this cell may have."""
+        if isinstance(self.precision, Mixed):
+            return frozenset({self.precision.default, self.precision.sensitive})
         return frozenset(self.precision.values()) if isinstance(self.precision, dict) else frozenset({self.precision})
 
     @property
     def default_precision(self) -> str:
         """The precision of linear layers that no pattern names."""
+        if isinstance(self.precision, Mixed):
+            return self.precision.default
         return self.precision["default"] if isinstance(self.precision, dict) else self.precision
 
 
@@ -405,6 +371,12 @@ class Study(Cell):
             raise ValueError(
                 f"name: '{self.name}' may hold a-z, 0-9, '.', '_' and '-', and starts with a letter or digit"
             )
+        beside = "write it under vary.precision, beside the uniform precision and 16 bits that it is compared with"
+        if isinstance(self.precision, Mixed):
+            raise ValueError(f"precision: one that is chosen by sensitivity stands alone here: {beside}")
+        varied = self.vary.get("precision", ())
+        if varied and all(isinstance(value, dict) and "budget" in value for value in varied):
+            raise ValueError(f"vary.precision: one that is chosen by sensitivity stands alone here: {beside}")
         if not self.seeds:
             raise ValueError("seeds: give at least one")
         if len(set(self.seeds)) != len(self.seeds):

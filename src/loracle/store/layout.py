@@ -68,5 +68,9 @@ class StudyFolder:
         return self.root / "diagnose" / "sensitivity_sweeps.json"
 
     @property
+    def mixed_precision(self) -> Path:
+        return self.root / "diagnose" / "mixed_precision.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report"

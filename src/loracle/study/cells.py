@@ -153,11 +153,15 @@ def asks(study: Study, *names: str) -> bool:
 
 def _inputs(cell: Cell) -> dict[str, Any]:
     """What the cell reads, by content where that is cheap: data files by hash, a base folder by names and sizes."""
+    return {"base": base_inputs(cell), **{k: _content(getattr(cell.task, k)) for k in ("data", "eval")}}
+
+
+def base_inputs(cell: Cell) -> Any:
+    """The base's name; of a folder names and sizes of its files."""
     base = Path(cell.base.model)
-    model: Any = cell.base.model
     if base.is_dir():
-        model = sorted([p.name, p.stat().st_size] for p in base.iterdir() if p.is_file())
-    return {"base": model, **{k: _content(getattr(cell.task, k)) for k in ("data", "eval")}}
+        return sorted([p.name, p.stat().st_size] for p in base.iterdir() if p.is_file())
+    return cell.base.model
 
 
 def _content(path: str | None) -> str | None:

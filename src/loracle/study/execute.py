@@ -27,6 +27,7 @@ from loracle.study.interrupt import Interrupted, Stop
 from loracle.study.launch import Launcher, LocalLauncher
 from loracle.study.looks import Judge
 from loracle.study.measuring import comparable, diagnose, probed, probes
+from loracle.study.mixing import chosen
 from loracle.study.places import Places
 from loracle.study.plan import make_plan
 from loracle.study.progress import Progress, Silent
@@ -86,6 +87,7 @@ def _work(
     """Plan, train, measure. (the plan, what went wrong beside the runs, how the looks stand)."""
     plan: dict[str, Any] | None = None
     try:
+        study = chosen(study, layout, crew, concurrency(study.run, machine, 1)[1])
         plan = obtain_plan(study, layout, crew, machine, decide=judge is not None)
         machine = as_seen(machine, plan["machine"])
         crew.places = Places(machine.gpus, budget(limit(study.run, plan["machine"])), machine.cores)

@@ -8,6 +8,7 @@ alpha with the rank and keeps the scale, a fixed alpha moves the scale with the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,11 +154,18 @@ def listed(words: Sequence[str]) -> str:
 
 
 def precision_label(precision: Any) -> str:
-    """``nf4``, or ``nf4 + bf16 in h.1.attn.c_proj`` for a precision by pattern."""
+    """``nf4``, or ``nf4 + bf16 in h.1.attn.c_proj`` for a precision by pattern; names are cut to what tells them apart."""
     if not isinstance(precision, Mapping):
         return str(precision)
-    other = [f"{value} in {pattern}" for pattern, value in precision.items() if pattern != "default"]
+    kept: dict[str, list[str]] = {}
+    for pattern, value in precision.items():
+        if pattern != "default":
+            kept.setdefault(str(value), []).append(_IN_A_LAYER.sub("", str(pattern)))
+    other = [f"{value} in {listed(names)}" for value, names in kept.items()]
     return " + ".join([str(precision.get("default", "mixed")), *other])
+
+
+_IN_A_LAYER = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*\.\d+\.)")  # all before "h.1." or "layers.1."
 
 
 def _is_recipe(compare: Any) -> bool:

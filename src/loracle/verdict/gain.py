@@ -105,12 +105,26 @@ def gain_kept(arm: Array, reference: Array, tokens: Array, base_loss: float | Ar
     """
     arm, reference, tokens = np.asarray(arm, float), np.asarray(reference, float), np.asarray(tokens, float)
     base = np.broadcast_to(np.asarray(base_loss, float), (arm.shape[0],))[:, None]
-    gains = np.stack([_by_item(base, losses, tokens) for losses in (arm, reference)])
+    return _kept(np.stack([_by_item(base, losses, tokens) for losses in (arm, reference)]))
+
+
+def gap_closed(arm: Array, reference: Array, uniform: Array, tokens: Array) -> GainKept:
+    """The share of the gap between ``uniform`` and ``reference`` that ``arm`` closes: the gain is over ``uniform``, whose losses
+    are known by item too. All are summed losses ``[n_seeds, n_items]`` (nats).
+    """
+    arm, reference, uniform, tokens = (np.asarray(x, float) for x in (arm, reference, uniform, tokens))
+    zero = np.zeros((arm.shape[0], 1))
+    base = _by_item(zero, uniform, tokens)
+    return _kept(np.stack([_by_item(zero, losses, tokens) - base for losses in (arm, reference)]))
+
+
+def _kept(gains: Array) -> GainKept:
+    """From gains ``[2, n_seeds, n_items]`` of arm and reference."""
     if not np.all(np.isfinite(gains)):
         raise ValueError("a loss is not finite: leave that run out and say so")
     seeds, items, error = mean_squares(gains)
     means = gains.mean(axis=(1, 2))
-    return GainKept(float(means[0]), float(means[1]), seeds, items, error, gains.mean(axis=1), *arm.shape)
+    return GainKept(float(means[0]), float(means[1]), seeds, items, error, gains.mean(axis=1), *gains.shape[1:])
 
 
 def _by_item(base: Array, losses: Array, tokens: Array) -> Array:

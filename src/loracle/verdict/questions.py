@@ -3,7 +3,8 @@
 One question is primary (the first so marked, else the first that is about quality), and of it one comparison:
 the largest rank, first in the plan. The rest of that question is one Holm family. Comparisons of other
 questions stand at full level and are marked exploratory. r* needs no adjustment within a family (closed
-testing). ``gain_kept`` is asked with ``degradation`` and ``rank_enough`` with ``rank_threshold``.
+testing). ``gain_kept`` (and ``mixed_precision`` where a cell has one) is asked with ``degradation``,
+``rank_enough`` with ``rank_threshold``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from loracle.verdict.comparisons import Comparison, Judged, judge_family
 from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import StudyEvidence, has_score, lacks_score
 from loracle.verdict.knowledge import with_broken
+from loracle.verdict.mixing import mixed_entries
 from loracle.verdict.scope import arms, compare, rank_of
 
 Question = Mapping[str, Any]
@@ -43,6 +45,8 @@ def decide(study: StudyEvidence) -> list[Entry]:
     result: list[Entry] = []
     for question in asked:
         result += _answer(study, question, question["name"] == primary)
+        if question["name"] == "degradation":
+            result += mixed_entries(study, study.plan.get("looks"))
     return with_broken(study, result)
 
 
