@@ -7,7 +7,7 @@ READY := $(VENV)/.loracle-ready
 OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format docs bench bench-cpu clean
+.PHONY: help setup demo test test-slow notebooks lint format docs bench bench-cpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: $(READY)  ## the tests (no network, no GPU), on all cores
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(OFFLINE) $(BIN)/python -m pytest -m slow
+
+notebooks: $(READY)  ## execute the notebooks as they stand (minutes)
+	$(OFFLINE) $(BIN)/python -m pytest -m slow tests/notebooks
 
 lint: $(READY)  ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

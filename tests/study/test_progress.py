@@ -3,7 +3,7 @@ import io
 import pytest
 
 from loracle.study.launch import parse_event, worker_environment
-from loracle.study.progress import Bars, Plain, describe, for_stream
+from loracle.study.progress import Bars, Brief, Plain, describe, for_stream
 
 EVENT = {
     "event": "progress",
@@ -42,9 +42,29 @@ def test_plain_lines():
     assert "6 of 10 runs have ended" in lines
 
 
-def test_a_study_that_cannot_work_prints_no_progress():
+def test_brief_lines():
+    """However many jobs: what has ended, what went wrong, and a line now and then."""
     stream = io.StringIO()
-    progress = Plain(stream)
+    progress = Brief(stream)
+    tell(progress)
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "looking: load",
+        "10 runs, 2 of them finished before",
+        "a [note] with brackets",
+        "c1: oom: does not fit",
+        "6 of 10 runs have ended",
+    ]
+    progress._said -= progress.every_s
+    progress.event("c1", EVENT)
+    progress.event("c2", EVENT)
+    assert stream.getvalue().splitlines()[5:] == [f"c1: {describe(EVENT)}"]
+
+
+@pytest.mark.parametrize("kind", [Plain, Brief])
+def test_a_study_that_cannot_work_prints_no_progress(kind):
+    stream = io.StringIO()
+    progress = kind(stream)
     progress.started("inspect", "looking", 0)
     progress.event("inspect", {"phase": "load"})
     progress.event("inspect", {"phase": "tokenize"})

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,13 +28,6 @@ GpuMemory = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
-NEEDED_LATER = (
-    "loracle.report.write",
-    "matplotlib.style",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.ticker",
-)
 QUICK = ["seeds=[42, 43]", "vary.rank=[2, 8]", "train.steps=20"]
 
 
@@ -71,9 +61,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train every run of a study, measure, and write the report. Run it again to go on where it stopped."""
-    if study.is_dir():
-        out = out or study
-    _run(_loaded(study, set_, gpu_memory), out, as_json, decide)
+    from loracle.api import folder_given
+
+    _run(_loaded(study, set_, gpu_memory), out or folder_given(study), as_json, decide)
 
 
 def plan(
@@ -86,11 +76,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a study would train and what it takes. Needs no weights and writes nothing."""
-    from loracle.study.preview import preview_plan
-    from loracle.study.progress import for_stream
+    from loracle import api
 
-    progress = for_stream() if measure else None
-    found = preview_plan(_loaded(study, set_, gpu_memory), measure=measure, progress=progress)
+    found = api.plan(_loaded(study, set_, gpu_memory), measure=measure)
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
@@ -99,47 +87,23 @@ def plan(
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _loaded(path: Path, overrides: list[str] | None, gpu_memory: str | None = None) -> Study:
+def _loaded(path: Path, overrides: list[str] | None, gpu_memory: str | None) -> Study:
+    from loracle.api import read
     from loracle.cli.options import named
-    from loracle.spec import load_study
 
-    more = [] if gpu_memory is None else [f"run.gpu_memory={gpu_memory}"]
-    with named({"run": "--gpu-memory"} if more else {}):
-        return load_study(path / "study.yaml" if path.is_dir() else path, [*(overrides or []), *more])
+    with named({"run": "--gpu-memory"} if gpu_memory is not None else {}):
+        return read(path, overrides or (), gpu_memory)
 
 
 def _run(study: Study, out: Path | None, as_json: bool, decide: bool = False) -> None:
-    from loracle.report import primary_verdicts, write_report
-    from loracle.study import run_study
-    from loracle.study.progress import for_stream
+    from loracle.api import execute
 
-    with _imported_meanwhile():
-        outcome = run_study(
-            study,
-            out or Path("runs") / study.name,
-            progress=for_stream(),
-            report=write_report,
-            decide=primary_verdicts if decide else None,
-        )
+    outcome = execute(study, out, decide)
     if as_json:
         print(json.dumps(outcome_json(outcome), indent=1, ensure_ascii=False))
     else:
         _print_outcome(outcome)
     raise typer.Exit(outcome.exit_code)
-
-
-@contextlib.contextmanager
-def _imported_meanwhile() -> Iterator[None]:
-    """scipy and matplotlib take seconds to import: a thread does it while the first worker is at work. It begins only after a
-    moment, so that a study with an error in it ends at once; not a daemon, which must not be stopped amid an import."""
-    import threading
-
-    timer = threading.Timer(1.0, lambda: [importlib.import_module(name) for name in NEEDED_LATER])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
@@ -154,11 +118,8 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _print_outcome(outcome: Outcome) -> None:
-    for run, state in outcome.states.items():
-        if state.status != "done":
-            print(f"{run}: {state.status}" + (f": {state.reason}" if state.reason else ""), file=sys.stderr)
-    for problem in outcome.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    for line in outcome.troubles():
+        print(line, file=sys.stderr)
     if outcome.looked:
         print(outcome.looked)
     print(outcome.summary())

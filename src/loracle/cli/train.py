@@ -86,6 +86,7 @@ def train(
     as_json: studies.Json = False,
 ) -> None:
     """Train one adapter, check that it reloads, and say what it gained. Run it again: nothing is trained twice."""
+    from loracle.api import execute
     from loracle.base.errors import SpecError
 
     if steps is not None and epochs is not None:
@@ -113,7 +114,7 @@ def train(
     }
     with named({PATHS[option]: option for option, value in given.items() if value is not None} | {"seeds": "--seed"}):
         study = one_run({PATHS[option]: value for option, value in given.items()}, seed, set_ or [])
-        outcome = _trained(study, out)
+        outcome = execute(study, out)
     _print(outcome, as_json)
     raise typer.Exit(outcome.exit_code)
 
@@ -142,14 +143,6 @@ def one_run(settings: dict[str, Any], seed: int, overrides: list[str]) -> Study:
     return study.model_copy(update=update)
 
 
-def _trained(study: Study, out: Path | None) -> Outcome:
-    from loracle.report import write_report
-    from loracle.study import run_study
-    from loracle.study.progress import for_stream
-
-    return run_study(study, out or Path("runs") / study.name, progress=for_stream(), report=write_report)
-
-
 def _print(outcome: Outcome, as_json: bool) -> None:
     from loracle.store.files import read_json
     from loracle.store.layout import StudyFolder
@@ -163,10 +156,8 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         shown = {**studies.outcome_json(outcome), "run": run, "adapter": adapter, **figures}
         print(json.dumps(shown, indent=1, ensure_ascii=False))
         return
-    for problem in outcome.problems:
-        print(f"warning: {problem}", file=sys.stderr)
-    if state.status != "done":
-        print(f"{run}: {state.status}" + (f": {state.reason}" if state.reason else ""), file=sys.stderr)
+    for line in outcome.troubles():
+        print(line, file=sys.stderr)
     print(
         "\n".join(_lines(record, layout.run(run), outcome.report) if state.status == "done" else [str(outcome.folder)])
     )

@@ -135,12 +135,16 @@ class Table:
     name: str
     rows: Sequence[Mapping[str, Any]]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return COLUMNS[self.name]
+
     def to_csv(self) -> str:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(COLUMNS[self.name])
+        writer.writerow(self.columns)
         for row in self.rows:
-            writer.writerow([csv_cell(row.get(column)) for column in COLUMNS[self.name]])
+            writer.writerow([csv_cell(row.get(column)) for column in self.columns])
         return buffer.getvalue()
 
 

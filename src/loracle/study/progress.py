@@ -108,6 +108,26 @@ class Plain:
             self.note(text)
 
 
+class Brief(Plain):
+    """For a notebook: how many runs have ended, what went wrong, and one line of the work now and then, however many jobs there are."""
+
+    _said = 0.0
+
+    def started(self, job: str, title: str, attempt: int) -> None:
+        self._titles[job] = title
+
+    def event(self, job: str, event: dict[str, Any]) -> None:
+        if event.get("phase") not in FIRST_LOOK:
+            self._release()
+        if time.monotonic() - self._said >= self.every_s:
+            self._said = time.monotonic()
+            self._say(f"{self._titles.get(job, job)}: {describe(event)}")
+
+    def ended(self, job: str, status: str, reason: str) -> None:
+        if status != "done":
+            super().ended(job, status, reason)
+
+
 class Bars:
     """Rich bars: one for the study (runs), one for each worker (steps)."""
 
@@ -186,7 +206,7 @@ def describe(event: dict[str, Any], count: bool = True) -> str:
     return ", ".join(parts)
 
 
-def for_stream(stream: TextIO | None = None) -> Progress:
-    """Bars on a terminal, plain lines elsewhere."""
+def for_stream(stream: TextIO | None = None, brief: bool = False) -> Progress:
+    """Bars on a terminal, plain lines elsewhere; ``brief``: few of them."""
     stream = stream or sys.stderr
-    return Bars() if stream.isatty() else Plain(stream)
+    return Bars() if stream.isatty() else (Brief if brief else Plain)(stream)

@@ -49,6 +49,14 @@ class Outcome:
         named = [f"{counts[status]} {status}" for status in STATES if counts[status]]
         return f"{len(self.states)} runs: {', '.join(named)}"
 
+    def troubles(self) -> list[str]:
+        """A line for each run that is not done, and one for each thing that went wrong beside them."""
+        unlike = {run: state for run, state in self.states.items() if state.status != "done"}
+        lines = [
+            f"{run}: {state.status}" + (f": {state.reason}" if state.reason else "") for run, state in unlike.items()
+        ]
+        return [*lines, *(f"warning: {problem}" for problem in self.problems)]
+
 
 def run_record(layout: StudyFolder, run: str) -> dict[str, Any] | None:
     """The run's record; None where there is none, or a damaged one (it is then trained again)."""
