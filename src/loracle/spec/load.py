@@ -155,8 +155,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     # Of a number or a section (adapter.parameters) the one that was meant: a section is no wrong number.
     meant = [p for p in problems if not (isinstance(p.get("input"), dict) and any(map(_is_tag, p["loc"][-1:])))]
-    problems = meant or problems
-    first = problems[0]
+    first = (meant or problems)[0]
     if "precision" in first["loc"]:
         first = _of_precision([p for p in problems if "precision" in p["loc"]])
     location = [str(part) for part in first["loc"] if not _is_tag(part)]
