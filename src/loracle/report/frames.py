@@ -14,7 +14,7 @@ import pandas as pd
 from loracle.report.columns import named
 from loracle.report.evidence import read_study
 from loracle.report.tables import all_tables
-from loracle.verdict import decide
+from loracle.verdict import decide, hypotheses
 from loracle.verdict import recommendation as recommend
 from loracle.verdict.entries import KEYS
 
@@ -53,7 +53,9 @@ def curves(folder: str | Path) -> pd.DataFrame:
 
 def verdicts(folder: str | Path) -> pd.DataFrame:
     """One row a verdict, with the keys of ``verdicts.json``: the claim, the answer, estimate, interval, margin, and what it needs."""
-    return _frame(decide(read_study(Path(folder)).evidence()), KEYS)
+    study = read_study(Path(folder)).evidence()
+    entries = decide(study)
+    return _frame([*entries, *hypotheses(study, entries)], KEYS)
 
 
 def recommendation(folder: str | Path) -> dict[str, Any]:
