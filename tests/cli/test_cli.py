@@ -217,9 +217,9 @@ def test_new_schema_and_tasks(home, call):
 def test_demo(home, call, monkeypatch):
     code, out, _ = call("demo", "--out", "demo", "--json")
     assert code == 0
-    assert len(json.loads(out)["runs"]) == 24 + 3 + 4
+    assert len(json.loads(out)["runs"]) == 30 + 2
     code, out, _ = call("demo", "--quick", "--json")
-    assert len(json.loads(out)["runs"]) == 8 + 2 + 2
+    assert len(json.loads(out)["runs"]) == 12 + 2
 
 
 def test_doctor(home, call, monkeypatch):

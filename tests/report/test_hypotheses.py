@@ -68,7 +68,8 @@ def test_fidelity_by_rank_in_one_table(full: Path, partial: Path) -> None:
     text = page(full)
     assert "cell rank token match ≥ 0.95? identical embedding cosine ≥ 0.95? degradation within 5%? seeds" in text
     assert re.search(
-        r"nf4-r16-qkv 16 0\.981 \(0\.979 to 0\.983\) yes 96\.1% 0\.991 yes \+2\.0% \(\+0\.3% to \+3\.7%\) supported 3", text
+        r"nf4-r16-qkv 16 0\.981 \(0\.979 to 0\.983\) yes 96\.1% 0\.991 yes \+2\.0% \(\+0\.3% to \+3\.7%\) supported 3",
+        text,
     )
     assert "(no answers were compared)" in page(partial)
 

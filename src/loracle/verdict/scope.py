@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from loracle.spec.factors import PATTERNS, pattern_label
+from loracle.spec.study import UNQUANTIZED
 from loracle.verdict.claims import Claim
 from loracle.verdict.comparisons import Comparison
 from loracle.verdict.confounds import (
@@ -36,8 +37,14 @@ def arms(found: StudyEvidence) -> list[Record]:
 
 
 def references(found: StudyEvidence) -> list[Record]:
-    """Cells that have none: the 16-bit ones."""
-    return [c for c in found.cells.values() if not c.get("reference")]
+    """The 16-bit cells. (A quantized cell without a 16-bit twin has no reference either, and is none.)"""
+    return [c for c in found.cells.values() if not c.get("reference") and not quantized(c)]
+
+
+def quantized(cell: Record) -> bool:
+    """Whether any of the cell's linear layers is."""
+    precision = cell.get("precision")
+    return bool(set(precision.values() if isinstance(precision, Mapping) else [precision]) - UNQUANTIZED)
 
 
 def rank_of(cell: Record) -> int | None:
