@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 Precision = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8", "int4", "int3", "int2"]
 PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8", "int4", "int3", "int2")
@@ -13,6 +13,9 @@ FOUR_BIT = frozenset({"nf4", "fp4"})  # bitsandbytes' 4-bit data types
 INTEGER = frozenset({"int4", "int3", "int2"})  # HQQ's: groups of block_size weights with a scale and a zero point
 UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+PositiveInt = Annotated[int, Field(ge=1)]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
