@@ -25,7 +25,6 @@ from loracle.tasks.dataset import plain_text
 from loracle.tasks.rows import Row
 
 PLAIN = "plain text"
-EVALUATION = "evaluation rows"
 MAX_LENGTH = 512
 MAX_TOKENS = 16384  # of evaluation rows
 BESIDE_TOKENS = {"cpu": 2048, "cuda": 16384}  # of those that are swept beside the prose, before and after training

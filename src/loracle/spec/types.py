@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
@@ -13,6 +14,12 @@ FOUR_BIT = frozenset({"nf4", "fp4"})  # bitsandbytes' 4-bit data types
 INTEGER = frozenset({"int4", "int3", "int2"})  # HQQ's: groups of block_size weights with a scale and a zero point
 UNQUANTIZED = frozenset({"fp32", "bf16", "fp16"})
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes has kernels for
+
+
+def is_quantized(precision: Any) -> bool:
+    """Whether any linear layer is, by a precision as a plan or a record has it: a name, or ``{default: …, PATTERN: …}``."""
+    return bool(set(precision.values() if isinstance(precision, Mapping) else [precision]) - UNQUANTIZED)
+
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PositiveInt = Annotated[int, Field(ge=1)]

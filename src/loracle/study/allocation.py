@@ -11,7 +11,8 @@ from typing import Any
 
 from loracle.base.errors import StoreError
 from loracle.spec.factors import cell_from_config
-from loracle.spec.study import UNQUANTIZED, Study
+from loracle.spec.study import Study
+from loracle.spec.types import is_quantized
 from loracle.store.files import SCHEMA, digest, read_json
 from loracle.store.layout import StudyFolder
 from loracle.store.provenance import ENGINE
@@ -70,7 +71,7 @@ def settings_of(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     seeds = [run["seed"] for run in plan["runs"] if run["role"] == "run"]
     found = []
     for cells in groups.values():
-        first = next((cell for cell in cells if _unquantized(cell["config"]["precision"])), cells[0])
+        first = next((cell for cell in cells if not is_quantized(cell["config"]["precision"])), cells[0])
         about = {"cell": first["id"], "cells": [cell["id"] for cell in cells], "sha256": first["sha256"]}
         found.append({**about, "config": first["config"], "data": first["data"], "seed": seeds[0]})
     return found
@@ -79,10 +80,6 @@ def settings_of(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
 def in_cohorts(cell: Mapping[str, Any]) -> bool:
     """Whether the cell's runs are LoRA on one frozen base, in cohorts: only there is rank ours to give."""
     return not cell_from_config(cell["config"]).alone
-
-
-def _unquantized(precision: Any) -> bool:
-    return set(precision.values() if isinstance(precision, Mapping) else [precision]) <= UNQUANTIZED
 
 
 def _taken(layout: StudyFolder) -> str | None:

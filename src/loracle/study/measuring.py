@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loracle.base.errors import StoreError
-from loracle.spec.study import UNQUANTIZED, Study
+from loracle.spec.study import Study
+from loracle.spec.types import is_quantized
 from loracle.store.files import SCHEMA, digest, read_json, write_json
 from loracle.store.layout import StudyFolder
 from loracle.study.cells import asks
@@ -138,9 +139,7 @@ def probe_job(
     study: Study, cell: Mapping[str, Any], threads: int, memory_fraction: float | None = None
 ) -> dict[str, Any]:
     """The probe of one cell, in true quantized storage whatever it was trained in (docs/jobs.md)."""
-    precision = cell["config"]["precision"]
-    names = set(precision.values()) if isinstance(precision, Mapping) else {precision}
-    storage = "quantized" if names - UNQUANTIZED else cell["config"]["storage"]
+    storage = "quantized" if is_quantized(cell["config"]["precision"]) else cell["config"]["storage"]
     return {
         "schema": SCHEMA,
         "kind": "probe",

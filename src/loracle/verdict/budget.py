@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from loracle.spec.study import UNQUANTIZED
 from loracle.verdict import entries
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.resources import figure, other_storage, probe_of, steps_of
+from loracle.verdict.scope import quantized
 
 Prefer = Literal["speed", "memory", "quality"]
 Basis = Literal["measured", "predicted"]
@@ -130,13 +130,6 @@ def time_of(found: StudyEvidence, cell: Record) -> Time:
     if other_storage(cell, probe):
         return Time(None, reason=f"its time was measured in {probe.get('storage')} storage only")
     return Time(steps, figure(probe, "tokens_per_s"), probe.get("storage"), probe.get("device"), _path(probe))
-
-
-def quantized(cell: Record) -> bool:
-    """Whether some of the cell's weights are."""
-    precision = cell.get("precision")
-    names = set(precision.values()) if isinstance(precision, Mapping) else {precision}
-    return bool(names - UNQUANTIZED)
 
 
 def true_storage(cell: Record) -> str:

@@ -24,7 +24,6 @@ from loracle.verdict.budget import (
     changed_memory,
     keeps_numbers,
     memory_of,
-    quantized,
     rows_per_step,
     time_of,
 )
@@ -33,7 +32,7 @@ from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.grounds import Ground
 from loracle.verdict.knowledge import broken, broken_words
 from loracle.verdict.paired import MIN_SEEDS
-from loracle.verdict.scope import compare
+from loracle.verdict.scope import compare, quantized
 
 RECIPES = {"as": "recipe"}
 

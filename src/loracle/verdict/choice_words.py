@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loracle.verdict import entries
-from loracle.verdict.budget import Memory, Wish, keeps_numbers, memory_of, quantized
+from loracle.verdict.budget import Memory, Wish, keeps_numbers, memory_of
 from loracle.verdict.choice import Choice, Option, Unfit, judgements, losses_of, milliseconds_per_row
 from loracle.verdict.choice_figures import (
     amount,
@@ -24,7 +24,7 @@ from loracle.verdict.comparisons import Judged
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.paired import MIN_SEEDS
 from loracle.verdict.resources import time_ratio
-from loracle.verdict.scope import method_of, rank_of
+from loracle.verdict.scope import method_of, quantized, rank_of
 from loracle.verdict.statements import lost_text
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from loracle.spec.types import UNQUANTIZED
 from loracle.verdict import variants
 from loracle.verdict.confounds import Guard, precision_label
 from loracle.verdict.evidence import Record, StudyEvidence, pair
@@ -19,7 +20,6 @@ from loracle.verdict.mixing import uniform_twin
 from loracle.verdict.resources import guarded
 from loracle.verdict.scope import arms, check, method_of, rank_groups
 
-UNQUANTIZED = ("bf16", "fp16", "fp32")
 QUALITY = ("degradation", "gain_kept", "task_metric", "rank_threshold", "similarity")
 RESOURCES = ("memory", "speed")
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from loracle.spec.factors import PATTERNS, pattern_label
-from loracle.spec.study import UNQUANTIZED
+from loracle.spec.types import is_quantized
 from loracle.verdict.claims import Claim
 from loracle.verdict.comparisons import Comparison
 from loracle.verdict.confounds import (
@@ -43,8 +43,7 @@ def references(found: StudyEvidence) -> list[Record]:
 
 def quantized(cell: Record) -> bool:
     """Whether any of the cell's linear layers is."""
-    precision = cell.get("precision")
-    return bool(set(precision.values() if isinstance(precision, Mapping) else [precision]) - UNQUANTIZED)
+    return is_quantized(cell.get("precision"))
 
 
 def rank_of(cell: Record) -> int | None:
