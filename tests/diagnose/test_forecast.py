@@ -110,9 +110,9 @@ def test_a_small_step_by_hand(bare: None) -> None:
     assert tracker.peaks["forward"].end == 2 * one + weight + 2 * 512
     assert tracker.components("forward")["logits_and_loss"] == 2 * one
     # the gradient of relu beside its result, that is freed; then the weight's gradient beside it
-    assert tracker.peaks["backward"].bytes == max(3 * one + weight, 2 * one + 2 * weight) + 4 * 512
+    assert tracker.peaks["backward"].bytes == max(3 * one + weight, 2 * one + 2 * weight) + 3 * 512
     assert w.grad is not None
-    assert tracker.peaks["after"].end == one + 2 * weight + 3 * 512
+    assert tracker.peaks["after"].end == one + 2 * weight + 2 * 512
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -180,7 +180,7 @@ def test_what_lasts_by_hand() -> None:
     assert found["other_weights"] == pytest.approx(2 * (weights + biases), rel=0.01)
     assert found["quantized_weights"] == found["quantization_constants"] == 0
     assert found["rest"] is not None
-    assert found["rest"] >= 2 * stand_ins.CUBLAS_WORKSPACE
+    assert found["rest"] >= stand_ins.CUBLAS_WORKSPACE
 
 
 @pytest.mark.parametrize("precision", ["nf4", "fp4", "int8", "int4", "int2"])

@@ -91,23 +91,23 @@ def finished_in_parts(outcome: Outcome) -> None:
 @pytest.mark.slow
 def test_a_cohort_that_cannot_be_allocated_is_split_and_finishes(four_runs, tmp_path, monkeypatch):
     watched = Watched()
-    run_study(four_runs("seeds=[1]"), tmp_path / "one", launcher=watched)
+    run_study(four_runs("seeds=[1]", "run.device=cpu"), tmp_path / "one", launcher=watched)
     limit = watched.peak + 3 * MEMBER // 2  # two fit, four do not
     monkeypatch.setenv(
         "LORACLE_MEMORY_FRACTION", str(limit / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
     )
-    finished_in_parts(run_study(four_runs(), tmp_path / "study"))
+    finished_in_parts(run_study(four_runs("run.device=cpu"), tmp_path / "study"))
 
 
 @pytest.mark.slow
 def test_a_run_that_cannot_be_allocated_is_oom(four_runs, tmp_path, monkeypatch):
     watched = Watched()
-    run_study(four_runs("seeds=[1]"), tmp_path / "one", launcher=watched)
+    run_study(four_runs("seeds=[1]", "run.device=cpu"), tmp_path / "one", launcher=watched)
     limit = watched.peak - MEMBER // 3
     monkeypatch.setenv(
         "LORACLE_MEMORY_FRACTION", str(limit / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
     )
-    outcome = run_study(four_runs("seeds=[1]"), tmp_path / "study")
+    outcome = run_study(four_runs("seeds=[1]", "run.device=cpu"), tmp_path / "study")
     assert {state.status for state in outcome.states.values()} == {"oom"}
     assert outcome.exit_code == 3
 

@@ -67,7 +67,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._references: dict[int, weakref.ref[Any]] = {}
         self._labels: list[str] = []
         self._ranges: list[tuple[int, int, str]] = []  # autograd's sequence numbers made under a label
-        self._workspaces: set[bool] = set()  # cuBLAS's, of the thread that runs forward and of autograd's
+        self._workspace_taken = False
         self._stand_ins = operations()
         self._alone = autograd_sums.held_alone()
         self._closed = False
@@ -221,10 +221,9 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return None
 
     def _workspace(self, operand: Any) -> None:
-        """cuBLAS takes its workspace at a thread's first product, and keeps it."""
-        thread = torch._C._current_graph_task_id() != -1
-        if thread not in self._workspaces and operand.device.type == "meta":
-            self._workspaces.add(thread)
+        """cuBLAS takes its workspace at the first product, and keeps it: one, as backward runs on the thread of forward."""
+        if not self._workspace_taken and operand.device.type == "meta":
+            self._workspace_taken = True
             self._allocate(CUBLAS_WORKSPACE, REST)
 
     # -- allocations --------------------------------------------------------------------------------------------------
