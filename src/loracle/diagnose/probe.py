@@ -137,10 +137,11 @@ def trainee(cell: Cell, loaded: LoadedBase, labels: int) -> Trainee:
 
 
 def _timed(fit: Fit, steps: int, warm_up: int, device: torch.device, say: Any) -> tuple[list[float], int, Geometry]:
-    """(milliseconds of each step after warm-up, real input tokens in them, the largest batch of all steps)."""
+    """(milliseconds of each step after warm-up, real input tokens in them, the largest batch of all steps; a packed batch is one
+    row)."""
     times: list[float] = []
-    tokens = length = positions = 0
-    size, count = fit.settings.batch_size, fit.settings.batch_size * fit.settings.gradient_accumulation
+    tokens = size = length = positions = 0
+    count = fit.settings.batch_size * fit.settings.gradient_accumulation
     for step in range(steps + warm_up):
         rows = [fit.rows[i] for i in fit.orders[0].take(step * count, count)]
         batches = fit.batches(step)
@@ -151,6 +152,7 @@ def _timed(fit: Fit, steps: int, warm_up: int, device: torch.device, say: Any) -
         if step >= warm_up:
             times.append((time.perf_counter() - begin) * 1000)
             tokens += sum(len(row.input_ids) for row in rows)
+        size = max(size, *(batch.input_ids.shape[0] for batch in batches), 0)
         length = max(length, *(batch.input_ids.shape[1] for batch in batches), 0)
         positions = max(positions, *(batch.positions.shape[1] for batch in batches), 0)
         say("measure", step=step + 1, steps=steps + warm_up)

@@ -144,9 +144,11 @@ class StudyData:
         return ((cell.raw.get("config") or {}).get("task") or {}).get("type") == "classification"
 
     def task_metric(self) -> str | None:
-        """The score to show first: a head's accuracy, label accuracy, SQuAD's F1, exact match; None without any."""
+        """The score to show first: a head's accuracy, label accuracy, SQuAD's F1, exact match; None without any. Exact match that no
+        answer reaches (free text) is none."""
         for name in TASK_METRICS:
-            if any(self.values(cell.id, name) for cell in self.cells):
+            found = [value for cell in self.cells for value in self.values(cell.id, name)]
+            if found and (name != "exact_match" or any(found)):
                 return name
         return None
 

@@ -34,7 +34,7 @@ from loracle.report.figures import Figure
 from loracle.report.grids import Grid, Item
 from loracle.report.inert import plain
 from loracle.verdict.budget import Wish
-from loracle.verdict.entries import Entry
+from loracle.verdict.entries import Entry, where
 from loracle.verdict.knowledge import broken, broken_words
 
 VERDICTS = ("supported", "rejected", "undecided", "confounded")
@@ -301,9 +301,11 @@ def _row_name(entry: Entry) -> str:
     name = wording.question(entry["question"])
     if entry["question"] == "task_metric":
         name = wording.headed(str(entry["metric"]))
-    rest = [f"{k} {v}" for k, v in scope.items() if k not in ("precision", "rank", "metric") and v is not None]
+    method = scope.get("method", "lora")
+    precision = scope.get("precision", "") if method == "lora" else f"{method} {scope.get('precision', '')}"
+    rest = where(scope, ("precision", "rank", "metric")).removeprefix(" at ")
     bound = _claimed(entry)
-    about = plain(", ".join([str(scope.get("precision", "")), *rest])).strip(", ")
+    about = plain(f"{precision}, {rest}").strip(", ")
     return f"{name} · {about}{f' · {bound}' if bound else ''}"
 
 

@@ -67,9 +67,9 @@ def size(count: float) -> str:
 def where(scope: Mapping[str, Any], leave_out: Sequence[str] = ("precision",)) -> str:
     """`` at rank 8, learning_rate 0.0002``; empty when nothing is to say.
 
-    A method other than LoRA is left out: the cell's label, beside which this always stands, names it.
+    The method is left out: the cell's label, beside which this always stands, names any but LoRA.
     """
-    left_out = {*leave_out, *(["method"] if scope.get("method") != "lora" else [])}
+    left_out = {*leave_out, "method"}
     named = [f"{k} {_short(v)}" for k, v in scope.items() if k not in left_out and v is not None]
     return f" at {', '.join(named)}" if named else ""
 

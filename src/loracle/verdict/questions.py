@@ -1,7 +1,7 @@
 """The study's questions, answered: evidence in, entries of verdicts.json out.
 
 One question is primary (the first so marked, else the first that is about quality), and of it one comparison:
-the largest rank, first in the plan. The rest of that question is one Holm family. Comparisons of other
+the largest rank of the setting that comes first in the plan. The rest of that question is one Holm family. Comparisons of other
 questions stand at full level and are marked exploratory. r* needs no adjustment within a family (closed
 testing). ``gain_kept`` (and ``mixed_precision`` where a cell has one) is asked with ``degradation``,
 ``rank_enough`` with ``rank_threshold``.
@@ -20,7 +20,7 @@ from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import StudyEvidence, has_score, lacks_score
 from loracle.verdict.knowledge import with_broken
 from loracle.verdict.mixing import mixed_entries
-from loracle.verdict.scope import arms, compare, rank_of
+from loracle.verdict.scope import arms, compare, other_factors, rank_of
 
 Question = Mapping[str, Any]
 
@@ -134,7 +134,9 @@ def _standing(
     """
     if not primary or not family:
         return [replace(j, exploratory=True) for j in judge_family(study, family, looks, adjust=False)]
-    first = max(range(len(family)), key=lambda i: (rank_of(family[i].pairing.arm) or 0, -i))
+    setting = other_factors(study, family[0].pairing.arm)
+    alike = [i for i, one in enumerate(family) if other_factors(study, one.pairing.arm) == setting]
+    first = max(alike, key=lambda i: (rank_of(family[i].pairing.arm) or 0, -i))
     rest = [c for i, c in enumerate(family) if i != first]
     judged = judge_family(study, rest, looks, adjust=True)
     judged.insert(first, replace(judge_family(study, [family[first]], looks, adjust=False)[0], primary=True))

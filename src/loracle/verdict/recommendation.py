@@ -3,7 +3,7 @@
 A 16-bit reference is always a candidate. A quantized cell is one when its degradation was supported. Both
 must have a rank that is shown to be enough, where that was asked. Cheap means predicted bytes. Among settings
 that no question compares (learning rates, targets), the group with the lowest mean 16-bit eval loss is taken,
-and the text says so. Nothing is chosen across bases, tasks or tokenizers: each has a recommendation of its own.
+and the text says so. Full fine-tuning is what adapters are set beside: it is recommended where there is no adapter. Nothing is chosen across bases, tasks or tokenizers: each has a recommendation of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loracle.verdict.choice_words import described, reasons
 from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.grounds import Ground, grounds
-from loracle.verdict.scope import arms, label, other_factors, rank_of, references, scope_of
+from loracle.verdict.scope import arms, label, method_of, other_factors, rank_of, references, scope_of
 
 
 def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | None = None) -> dict[str, Any]:
@@ -62,9 +62,11 @@ def _within(given: Sequence[Entry], study: StudyEvidence, cells: Collection[Reco
     if not candidates:
         text = "Nothing can be recommended yet: no 16-bit reference has a finished run."
         return {"text": text, "cell": None, "why": [], "notes": [], "runner_up": None}
-    best, notes = _best_group(candidates, study)
+    adapted = [cell for cell in candidates if method_of(cell) != "full"]
+    best, notes = _best_group(adapted or candidates, study)
     best.sort(key=lambda c: (_bytes(c), -(rank_of(c) or 0)))
     chosen, others = best[0], best[1:]
+    notes += _beside(chosen, [cell for cell in candidates if cell not in adapted] if adapted else [], study)
     runner = others[0] if others else None
     return {
         "text": _text(given, study, chosen, runner),
@@ -136,6 +138,20 @@ def _best_group(candidates: Sequence[Record], study: StudyEvidence) -> tuple[lis
     note = f"Of {len(groups)} settings, {setting} has the lowest mean 16-bit eval loss ({loss(best):.4f});"
     note += " no verdict compares them."
     return best, [note]
+
+
+def _beside(chosen: Record, full: Sequence[Record], study: StudyEvidence) -> list[str]:
+    """What full fine-tuning reached, where it is not a candidate."""
+    losses = {str(c["id"]): loss for c in full if (loss := _mean_loss(study, c)) is not None}
+    if not losses:
+        return []
+    cell = min(losses, key=lambda name: losses[name])
+    size = study.cells[cell].get("trainable_params")
+    trained = f" with {size:,} trained parameters" if isinstance(size, int) else ""
+    return [
+        f"Full fine-tuning, no candidate beside adapters, ends at an eval loss of {losses[cell]:.4f}{trained}, the recommended cell"
+        f" at {_mean_loss(study, chosen):.4f}; no verdict compares them."
+    ]
 
 
 def _setting(factors: Mapping[str, Any]) -> str:

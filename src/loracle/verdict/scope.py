@@ -4,7 +4,7 @@ rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -29,6 +29,7 @@ from loracle.verdict.evidence import Pairing, Record, StudyEvidence, pair
 
 BY_PRECISION = {"precision", "double_quant", "block_size", "compute_dtype"}
 BY_RANK = {"rank", "alpha", "alpha_pattern"}
+OF_ITS_OWN = {"method", "base", "task"}
 
 
 def arms(found: StudyEvidence) -> list[Record]:
@@ -79,7 +80,9 @@ def scope_of(found: StudyEvidence, cell: Record) -> dict[str, Any]:
 
 
 def other_factors(found: StudyEvidence, cell: Record) -> dict[str, Any]:
-    """Swept factors beside precision and rank, less what those two determine (block size, alpha: 2r)."""
+    """Swept factors beside precision and rank, less what those two determine (block size, alpha: 2r), and what the method does
+    (full fine-tuning's own learning rate).
+    """
     own = _by_factor(cell)
     return {name: _shown(name, own.get(name)) for name in _swept(found) if name in own}
 
@@ -159,7 +162,7 @@ def unlike_device(a: Record, b: Record) -> list[str]:
 
 
 def _swept(found: StudyEvidence) -> list[str]:
-    """Factors that vary over the plan's cells and are no function of (precision, rank)."""
+    """Factors that vary over the plan's cells and are no function of precision, rank or method."""
     rows = [(c, _by_factor(c)) for c in found.cells.values()]
     names = dict.fromkeys(name for _, row in rows for name in row)
     names_left = [n for n in names if n not in {"precision", "rank"} and len({repr(r.get(n)) for _, r in rows}) > 1]
@@ -167,13 +170,17 @@ def _swept(found: StudyEvidence) -> list[str]:
 
 
 def _determined(name: str, rows: Sequence[tuple[Record, Mapping[str, Any]]]) -> bool:
-    if name not in BY_PRECISION | BY_RANK:
-        return False
-    seen: dict[str, set[str]] = {}
-    for cell, row in rows:
-        by = (rank_of(cell), row.get("rank_pattern")) if name in BY_RANK else precision_label(cell.get("precision"))
-        seen.setdefault(repr(by), set()).add(repr(row.get(name)))
-    return all(len(values) == 1 for values in seen.values())
+    def follows(by: Callable[[Record, Mapping[str, Any]], Any]) -> bool:
+        seen: dict[str, set[str]] = {}
+        for cell, row in rows:
+            seen.setdefault(repr(by(cell, row)), set()).add(repr(row.get(name)))
+        return all(len(values) == 1 for values in seen.values())
+
+    if name in BY_RANK and follows(lambda cell, row: (rank_of(cell), row.get("rank_pattern"))):
+        return True
+    if name in BY_PRECISION and follows(lambda cell, row: precision_label(cell.get("precision"))):
+        return True
+    return name not in OF_ITS_OWN and follows(lambda cell, row: method_of(cell))
 
 
 def _by_factor(cell: Record) -> dict[str, Any]:
