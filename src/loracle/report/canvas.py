@@ -122,34 +122,52 @@ def lines_of(data: StudyData, theme: Theme, cells: Sequence[CellData]) -> list[L
     groups: dict[str, list[CellData]] = {}
     for cell in cells:
         groups.setdefault(cell.series, []).append(cell)
+    names = [f"{group[0].method} {group[0].precision}" for group in groups.values()]
+    if len(set(names)) < len(names):
+        return _by_setting(theme, groups)
     return (_by_method if len(data.methods) > 1 else _by_precision)(data, theme, groups)
 
 
 def _by_precision(data: StudyData, theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
     known = list(dict.fromkeys(cell.precision for cell in data.cells))
-    alone = len({group[0].precision for group in groups.values()}) == len(groups)
     found = []
-    for i, (series, group) in enumerate(groups.items()):
+    for group in groups.values():
         precision = group[0].precision
-        marker = MARKERS.get(precision, UNKNOWN) if alone else SPARE[i % len(SPARE)]
-        line = LINES.get(precision, "-")
-        name = precision if alone else series
-        found.append(Line(short(name), precision, colour_of(theme, precision, known), marker, line, group))
+        marker, line = MARKERS.get(precision, UNKNOWN), LINES.get(precision, "-")
+        found.append(Line(short(precision), precision, colour_of(theme, precision, known), marker, line, group))
     return found
 
 
 def _by_method(data: StudyData, theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
     """Colour and marker by method, LoRA and full fine-tuning first; line style by precision."""
     order = sorted(data.methods, key=lambda name: (name != "lora", name != "full"))
-    names = [f"{group[0].method} {group[0].precision}" for group in groups.values()]
     found = []
-    for name, (series, group) in zip(names, groups.items(), strict=True):
+    for group in groups.values():
         place = order.index(group[0].method)
         colour, marker = theme.methods[place % len(theme.methods)], SPARE[place % len(SPARE)]
-        line = LINES.get(group[0].precision, "-")
-        shown = name if names.count(name) == 1 else series
-        found.append(Line(short(shown), group[0].precision, colour, marker, line, group, group[0].quantized))
+        precision = group[0].precision
+        line = LINES.get(precision, "-")
+        found.append(
+            Line(short(f"{group[0].method} {precision}"), precision, colour, marker, line, group, group[0].quantized)
+        )
     return found
+
+
+def _by_setting(theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
+    """Colour and marker by what lines of one precision and method differ in (targets); line style by precision."""
+    settings = list(dict.fromkeys(_setting(group[0]) for group in groups.values()))
+    found = []
+    for series, group in groups.items():
+        place, precision = settings.index(_setting(group[0])), group[0].precision
+        colour, marker = theme.methods[place % len(theme.methods)], SPARE[place % len(SPARE)]
+        line = LINES.get(precision, "-")
+        found.append(Line(short(series), precision, colour, marker, line, group, group[0].quantized))
+    return found
+
+
+def _setting(cell: CellData) -> str:
+    """A cell's series without its precision."""
+    return cell.series.replace(cell.precision, "", 1)
 
 
 def places(data: StudyData, lines: Sequence[Line]) -> tuple[dict[str, float], list[str], str]:

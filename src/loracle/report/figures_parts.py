@@ -101,9 +101,11 @@ def _null_band(axes: Any, profile: Sequence[Any], theme: Theme) -> None:
 
 MEMORY_CAPTION = (
     "Upper bar of each pair: predicted for an accelerator. Lower bar: measured by a probe on the device named. "
-    "The storage of the weights is named. A component that is not predicted, or was not measured, is left out of its "
-    "bar: compare component with component, not the ends of the bars."
+    "The storage of the weights is named. Hatched: the rest of the measured peak, which no counter tells apart. Where no "
+    "peak was measured, or a component not predicted, it is left out of its bar: then compare component with component, "
+    "not the ends of the bars."
 )
+UNTOLD = "rest of the measured peak"
 
 
 def draw_memory(figure: Any, data: StudyData, entries: Any, tables: Mapping[str, Table], theme: Theme) -> str:
@@ -133,7 +135,7 @@ def draw_memory(figure: Any, data: StudyData, entries: Any, tables: Mapping[str,
     heading(figure, f"Memory by component ({name}); pale: predicted, full: measured", theme)
     seen = _ordered({part for _, _, parts in bars for part, value in parts.items() if value > 0})
     names = [part.replace("_", " ") for part in seen]
-    figure.legend([Patch(color=_part_colour(part)) for part in seen], names, loc="outside lower center", ncols=2)
+    figure.legend([Patch(**_look(part, theme)) for part in seen], names, loc="outside lower center", ncols=2)
     note = " Only the first and last cells are drawn; all are in tables/memory.csv." if cut else ""
     return (
         "Memory by component: "
@@ -147,8 +149,8 @@ def _bar(axes: Any, y: float, parts: Mapping[str, float], measured: bool, theme:
     """One stacked bar with its total."""
     left = 0.0
     for part in _ordered(parts):
-        colour = _part_colour(part) if measured else pale(_part_colour(part), theme.paper)
-        axes.barh(y, parts[part], 0.82, left, color=colour, edgecolor=theme.paper, linewidth=0.5)
+        look = _look(part, theme) if measured else {"color": pale(_part_colour(part), theme.paper)}
+        axes.barh(y, parts[part], 0.82, left, **{"edgecolor": theme.paper, "linewidth": 0.5} | look)
         left += parts[part]
     write(axes, f"{left:.3g}", (left, y), (3, 0), theme)
 
@@ -163,19 +165,31 @@ def _part_colour(part: str) -> str:
     return PARTS[COMPONENTS.index(part)] if part in COMPONENTS else PARTS[-1]
 
 
+def _look(part: str, theme: Theme) -> dict[str, Any]:
+    if part == UNTOLD:
+        return {"facecolor": theme.paper, "edgecolor": theme.faint, "hatch": "/////"}
+    return {"color": _part_colour(part)}
+
+
 def _memory_bars(table: Table) -> list[tuple[str, str, dict[str, float]]]:
-    """(cell and storage, predicted or measured, {component: bytes}) in the order of the table."""
+    """(cell and storage, predicted or measured, {component: bytes}) in the order of the table; a measured peak adds what no
+    component of it accounts for."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for row in table.rows:
-        if row["component"] in ("peak", "sum_of_known"):
+        if row["component"] == "sum_of_known":
             continue
         storage = "" if row["storage"] == "unquantized" else f" ({row['storage']})"
         device = f" ({short(row['device'], 12)})" if row["device"] else ""
         for kind in ("predicted", "measured"):
             value = number(row[f"{kind}_bytes"])
-            if value is not None:
-                title = f"{row.get('label', row['cell'])}{storage}"
-                found.setdefault((title, kind + (device if kind == "measured" else "")), {})[row["component"]] = value
+            if value is None:
+                continue
+            title = f"{row.get('label', row['cell'])}{storage}"
+            parts = found.setdefault((title, kind + (device if kind == "measured" else "")), {})
+            if row["component"] != "peak":
+                parts[row["component"]] = value
+            elif kind == "measured" and value > sum(parts.values()):
+                parts[UNTOLD] = value - sum(parts.values())
     titles = list(dict.fromkeys(title for title, _ in found))
     return [(t, kind, parts) for t in titles for (title, kind), parts in found.items() if title == t]
 

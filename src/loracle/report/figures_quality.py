@@ -23,6 +23,8 @@ from loracle.report.canvas import (
 from loracle.report.evidence import CellData, StudyData, number
 from loracle.verdict.entries import Entry
 
+FEW = 2
+"""Lines of a figure in which single points are labelled."""
 DEGRADATION_CAPTION = (
     "Change in evaluation loss against the 16-bit run of the same seed and settings; bars are the intervals of the "
     "verdicts. Filled: shown to stay within the margin. Crossed: shown not to. Hollow: undecided."
@@ -46,7 +48,7 @@ def draw_degradation(figure: Any, data: StudyData, entries: Sequence[Entry], tab
         axes.axhline(margin, color=theme.ink, linewidth=1.1, linestyle=(0, (2, 2)))
     for line in lines:
         for i, cell in enumerate(line.cells):
-            _point(axes, where[cell.id], found[cell.id], line, theme, label=line.name if i == 0 else None)
+            _point(axes, where[cell.id], found[cell.id], line, theme, line.name if i == 0 else None, len(lines) <= FEW)
     rank_axis(axes, names, label)
     axes.margins(y=0.1)
     dotted = f"; dotted: margin {wording.listed([f'{m:.3g}%' for m in margins])}" if margins else ""
@@ -57,19 +59,23 @@ def draw_degradation(figure: Any, data: StudyData, entries: Sequence[Entry], tab
     return "Change in evaluation loss against 16-bit: " + "; ".join(said)
 
 
-def _point(axes: Any, x: float, entry: Entry, line: Line, theme: Theme, label: str | None) -> None:
-    """One estimate with its interval; the marker's face says the verdict."""
+def _point(axes: Any, x: float, entry: Entry, line: Line, theme: Theme, label: str | None, few: bool) -> None:
+    """One estimate with its interval; the marker's face says the verdict. Its figure stands beside it where there are ``few``
+    lines.
+    """
     y = 100 * math.expm1(entry["estimate"])
     if entry["interval"]:
         low, high = (100 * math.expm1(v) for v in entry["interval"])
         axes.plot([x, x], [low, high], color=line.colour, linewidth=2.0, solid_capstyle="butt", zorder=2)
     face = line.colour if entry["verdict"] == "supported" else theme.paper
-    axes.plot([x], [y], linestyle="none", marker=line.marker, markersize=8, markerfacecolor=face,
+    axes.plot([x], [y], linestyle="none", marker=line.marker, markersize=8 if few else 6, markerfacecolor=face,
               markeredgecolor=line.colour, markeredgewidth=1.8, label=label, zorder=3)  # fmt: skip
     if entry["verdict"] == "rejected":
         axes.plot(
             [x], [y], linestyle="none", marker="x", markersize=5, color=line.colour, markeredgewidth=1.8, zorder=4
         )
+    if not few:
+        return
     axes.annotate(
         f"{y:+.1f}", (x, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8.5, color=theme.ink
     )

@@ -70,11 +70,12 @@ def where(scope: Mapping[str, Any], leave_out: Sequence[str] = ("precision",)) -
     The method is left out: the cell's label, beside which this always stands, names any but LoRA.
     """
     left_out = {*leave_out, "method"}
-    named = [f"{k} {_short(v)}" for k, v in scope.items() if k not in left_out and v is not None]
+    named = [f"{k} {shown(v)}" for k, v in scope.items() if k not in left_out and v is not None]
     return f" at {', '.join(named)}" if named else ""
 
 
-def _short(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A factor's value in a sentence: targets as ``q+v``."""
     return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loracle.verdict.entries import Entry, entry
+from loracle.verdict.entries import Entry, entry, shown
 
 SUPPORTED = "supported"
 PARTLY = "partially supported"
@@ -80,4 +80,5 @@ def combine(states: Sequence[str]) -> str:
 
 
 def _of(part: Part) -> str:
-    return f" ({', '.join(str(v) for v in part.scope.values())})" if part.scope else ""
+    named = [f"rank {v}" if k == "rank" else shown(v) for k, v in part.scope.items() if (k, v) != ("method", "lora")]
+    return f" ({', '.join(named)})" if named else ""

@@ -3,7 +3,8 @@
 A 16-bit reference is always a candidate. A quantized cell is one when its degradation was supported. Both
 must have a rank that is shown to be enough, where that was asked. Cheap means predicted bytes. Among settings
 that no question compares (learning rates, targets), the group with the lowest mean 16-bit eval loss is taken,
-and the text says so. Full fine-tuning is what adapters are set beside: it is recommended where there is no adapter. Nothing is chosen across bases, tasks or tokenizers: each has a recommendation of its own.
+and the text says so. Full fine-tuning is what adapters are set beside: it is recommended where there is no
+adapter. Nothing is chosen across bases, tasks or tokenizers: each has a recommendation of its own.
 """
 
 from __future__ import annotations
