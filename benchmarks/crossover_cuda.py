@@ -1,14 +1,18 @@
 """Where QLoRA saves memory and what that costs in time: peak and ms a step of bf16 LoRA and nf4 QLoRA, over model size and tokens a step.
 
     python benchmarks/crossover_cuda.py [--quick] [--models gpt2 gpt2-medium tinyllama-1.1b llama-7b]
+    python benchmarks/crossover_cuda.py --redraw FILE.json     (no GPU: the table and the figure of a result, beside it)
 
 Ours on both sides, so that nothing but the precision differs: r = 8 on all linear layers, full rows, no checkpointing, quantized
 storage. Weights shrink with 4 bits, activations do not: with enough tokens a step the saving is a small share, or none. Peaks are
-each point's alone on the device; times are taken in turn. A point that does not fit is a row, and larger ones are not tried.
+each point's alone on the device; times are taken in turn. A point that does not fit is a row, and larger ones are not tried. All
+files are written after each model: a run that is cut leaves those that it has measured.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,13 +83,47 @@ def savings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def drawn(path: Path, data: dict[str, Any]) -> list[Path]:
+    """The CSV file and the figure of what was measured."""
+    return [results.write_csv(path, data["rows"]), figures.crossover(path, data["rows"], data["device"])]
+
+
+def show(data: dict[str, Any]) -> None:
+    """The table."""
+    saved = {(s["model"], s["tokens_per_step"]): s["saved_percent"] for s in data["savings"]}
+    lines = [
+        (
+            f"{r['model']}, {r['point']} ({r['tokens_per_step']} tokens), {r['precision']}",
+            r["storage"],
+            results.mib(r["peak_allocated_bytes"]),
+            results.mib(r["peak_reserved_bytes"]),
+            results.number(saved.get((r["model"], r["tokens_per_step"])) if r["precision"] == "nf4" else None),
+            results.number(r["ms_per_step"]),
+            results.number(r["ms_over_bf16"], 2),
+            r["status"],
+        )
+        for r in data["rows"]
+    ]
+    print(
+        results.table(
+            ("point", "storage", "alloc MiB", "reserved MiB", "saved %", "ms/step", "x bf16", "status"), lines
+        )
+    )
+
+
 def main() -> None:
     """All models, the files, the figure and the table."""
     parser = results.options(__doc__)
     parser.add_argument("--models", nargs="+", choices=shapes.NAMES)
     parser.add_argument("--points", nargs="+", help="batch x length")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--redraw", type=Path, metavar="FILE.json", help="measure nothing: draw this result anew")
     asked = parser.parse_args()
+    if asked.redraw:
+        data = json.loads(asked.redraw.read_text(encoding="utf-8"))
+        show(data)
+        print(*drawn(asked.redraw.with_suffix(""), data), sep="\n")
+        return
     device = results.device_of(asked)
     asked.models = asked.models or (
         ["gpt2", "tinyllama-1.1b"] if asked.tiny else ["gpt2", "gpt2-medium", "tinyllama-1.1b", "llama-7b"]
@@ -99,31 +137,8 @@ def main() -> None:
     for name in asked.models:
         rows += model_run(name, asked, device, bench)
         data |= {"savings": savings(rows), "rows": rows}
-        results.write_json(path, data)  # what is measured is kept, whatever comes
-    written = [
-        results.write_json(path, data),
-        results.write_csv(path, rows),
-        figures.crossover(path, rows, data["device"]),
-    ]
-    saved = {(s["model"], s["tokens_per_step"]): s["saved_percent"] for s in data["savings"]}
-    lines = [
-        (
-            f"{r['model']}, {r['point']} ({r['tokens_per_step']} tokens), {r['precision']}",
-            r["storage"],
-            results.mib(r["peak_allocated_bytes"]),
-            results.mib(r["peak_reserved_bytes"]),
-            results.number(saved.get((r["model"], r["tokens_per_step"])) if r["precision"] == "nf4" else None),
-            results.number(r["ms_per_step"]),
-            results.number(r["ms_over_bf16"], 2),
-            r["status"],
-        )
-        for r in rows
-    ]
-    print(
-        results.table(
-            ("point", "storage", "alloc MiB", "reserved MiB", "saved %", "ms/step", "x bf16", "status"), lines
-        )
-    )
+        written = [results.write_json(path, data), *drawn(path, data)]  # what is measured is kept, whatever comes
+    show(data)
     print(f"{bench.elapsed:.0f} s", *written, sep="\n")
 
 

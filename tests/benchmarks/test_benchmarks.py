@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,38 @@ def test_a_failed_arm_is_a_row_and_the_rest_goes_on(capsys: pytest.CaptureFixtur
     assert [a.status for a in arms] == ["failed", "done"]
     assert len(arms[1].repeats) == 2
     assert arms[0].row()["reason"] == "ValueError: no"
+
+
+def crossover(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> Any:
+    script = importlib.import_module("crossover_cuda")
+    monkeypatch.setattr("sys.argv", ["crossover_cuda.py", *map(str, words)])
+    return script
+
+
+def test_a_result_is_drawn_anew_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [kept] = HERE.glob("*-crossover-*.json")
+    shutil.copy(kept, tmp_path)
+    crossover(monkeypatch, "--redraw", tmp_path / kept.name).main()
+    assert "tinyllama-1.1b, 32x512 (16384 tokens), nf4" in capsys.readouterr().out
+    assert (tmp_path / kept.with_suffix(".csv").name).read_bytes() == kept.with_suffix(".csv").read_bytes()
+    assert (tmp_path / kept.with_suffix(".png").name).is_file()
+    assert (tmp_path / kept.name).read_bytes() == kept.read_bytes()
+
+
+def test_a_run_that_is_cut_leaves_all_files_of_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = crossover(monkeypatch, "--device", "cpu", "--tiny", "--out", tmp_path)
+
+    def measured(name: str, *_: Any) -> list[dict[str, Any]]:
+        if name != "gpt2":
+            raise KeyboardInterrupt
+        place = {"model": name, "tokens_per_step": 32, "point": "2x16", "ms_over_bf16": None}
+        return [{**place, "precision": side, **arm(side, 1, []).row()} for side in script.SIDES]
+
+    monkeypatch.setattr(script, "model_run", measured)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".png"]

@@ -19,7 +19,7 @@ from loracle.spec.study import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "algorithm13_extension.md").read_text(encoding="utf-8")
-STEPS = ROOT / "benchmarks" / "2026-11-27-steps-nvidia-h200.csv"
+STEPS = ROOT / "benchmarks" / "2026-11-28-steps-nvidia-h200.csv"
 NORMAL = NormalDist()
 
 BITS = 4 + 8 / 64 + 32 / (64 * 256)
