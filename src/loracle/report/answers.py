@@ -87,7 +87,11 @@ def _said(run: RunData, row: int) -> str:
 def _example(data: StudyData, runs: Sequence[RunData], rows: Sequence[int]) -> Example:
     first = runs[0].predictions
     assert first is not None
-    answers = [(data.by_cell[r.cell].label, cut(_said(r, i)), _mark(r, i)) for r, i in zip(runs, rows, strict=True)]
+    scored = data.task_metric() is not None  # free text is not wrong for being in other words
+    answers = [
+        (data.by_cell[r.cell].label, cut(_said(r, i)), _mark(r, i) if scored else "")
+        for r, i in zip(runs, rows, strict=True)
+    ]
     several = _text(first, "references", rows[0])
     right = several or _text(first, "reference", rows[0])
     prompt = _text(first, "prompt", rows[0])

@@ -58,7 +58,8 @@ def results(data: StudyData, subject: Subject) -> Iterator[Result]:
     """Every metric that the cell's finished runs have. Perplexity is left out where the answers are labels."""
     if subject.cell is None or subject.run is None:
         return
-    for name in HUB_METRICS:
+    unreached = {"exact_match"} if data.task_metric() is None else set()  # free text
+    for name in [name for name in HUB_METRICS if name not in unreached]:
         values = [v for v in data.values(subject.cell.id, name) if math.isfinite(v)]
         if values and not (name == "perplexity" and answers_are_labels(subject)):
             before = subject.run.metric(f"base_{name}")
