@@ -170,6 +170,18 @@ def test_finished_runs_are_not_planned_again(fake, make_study):
     assert len(plan["runs"]) == len(names)
 
 
+def test_the_plan_counts_all_gpus_not_the_one_that_inspect_was_shown(make_study):
+    study = make_study("vary={}")
+    record = {
+        "cells": {c.key: {"base": "b", "data": None, "steps": 6} for c in planned_cells(study)},
+        "bases": {"b": {"fingerprint": "f"}},
+        "data": {},
+        "machine": {"device": "cuda", "gpus": 1},
+    }
+    two = make_plan(study, record, Machine("cuda", 8, ("0", "1")))
+    assert two["machine"]["gpus"] == 2
+
+
 def test_names_are_safe_and_short(fake, make_study):
     study = make_study("vary.targets=[[q_proj, k_proj, v_proj, o_proj, up_proj, gate_proj, down_proj], all-linear]")
     for run in preview_plan(study)["runs"]:

@@ -31,7 +31,10 @@ class Placed(LocalLauncher):
 
 
 def test_cohorts_and_probes_spread_over_both_gpus(tmp_path):
-    rows = [{"prompt": f"{i} and {i} is", "completion": f" {2 * i}"} for i in range(40)]
+    story = (
+        " and so it went on, day after day, until the rain came back to the hills." * 3
+    )  # tokens enough to average rounding
+    rows = [{"prompt": f"Day {i}:", "completion": f" It was the {i}th{story}"} for i in range(80)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tree: dict[str, Any] = {
         "name": "both",
@@ -47,7 +50,7 @@ def test_cohorts_and_probes_spread_over_both_gpus(tmp_path):
     }
     placed = Placed()
     outcome = run_study(parse_study(tree, folder=tmp_path), tmp_path / "study", launcher=placed)
-    assert outcome.summary() == "4 runs: 4 done"
+    assert outcome.summary() == "4 runs: 4 done", [state.reason for state in outcome.states.values()]
     assert not outcome.problems
     assert len(set(placed.gpus["cohorts"])) == 2
     assert len(set(placed.gpus["probes"])) == 2

@@ -43,7 +43,7 @@ def make_plan(
         "null_pairs": null_pairs,
         "data": dict(record["data"]),
         "sizing": dict(record.get("sizing") or {}),
-        "machine": dict(record.get("machine") or {}),
+        "machine": _machine(machine, record),
         "workers": workers,
         "estimated_s": None if None in costs else makespan(costs, workers),
         "splits": {},
@@ -62,6 +62,12 @@ def make_plan(
         cohort["needs_bytes"] = cohort_needs(whole, cohort)
     plan["plan_id"] = digest([plan["study_sha256"], runs, [[c["runs"], c["threads"]] for c in cohorts]])[:12]
     return plan
+
+
+def _machine(machine: Machine, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the inspect job saw, with all GPUs: it was shown but its own."""
+    facts = dict(record.get("machine") or {})
+    return facts | ({"gpus": len(machine.gpus)} if machine.gpus and "gpus" in facts else {})
 
 
 def _choosable(cells: Sequence[PlannedCell]) -> dict[str, list[str]]:
