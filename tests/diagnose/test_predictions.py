@@ -9,7 +9,14 @@ from transformers import GPT2Config
 
 from loracle.diagnose.fitting import Budget, changed
 from loracle.diagnose.forecast import Forecast, Geometry, Plan, forecast
-from loracle.diagnose.predictions import Predictions, Setting, budget_of, evaluation_geometry, training_geometry
+from loracle.diagnose.predictions import (
+    Predictions,
+    Setting,
+    budget_of,
+    evaluation_geometry,
+    packed_geometry,
+    training_geometry,
+)
 from loracle.spec.load import tuples
 from loracle.spec.study import Cell
 from loracle.tasks.rows import Row
@@ -37,6 +44,44 @@ def test_the_largest_batch_of_the_rows() -> None:
     assert training_geometry(two, None) == Geometry(2, 512, 511)
     assert evaluation_geometry(ROWS, 1) == Geometry(4, 300, 29)
     assert evaluation_geometry(ROWS * 100, 64).rows == 65536 // (64 * 300)
+
+
+def test_the_largest_packed_batch_is_that_of_the_runs_own_data_orders() -> None:
+    whole = cell(**{"train.batch_size": 4})  # all four rows at once, whatever the order
+    assert packed_geometry(whole, ROWS, (1,)) == Geometry(1, 512, 128)  # 474 tokens, 113 scored: in steps of 64 and 16
+    single = cell(**{"train.batch_size": 1, "train.steps": 1})
+    lengths = {packed_geometry(single, ROWS, (seed,)).length for seed in range(20)}  # type: ignore[union-attr]
+    assert lengths == {64, 128, 320}  # one row a run: of 20 or 64, of 90, of 300
+    assert packed_geometry(single, ROWS, range(20)) == Geometry(1, 320, 64)
+    pinned = cell(**{"train.batch_size": 1, "train.steps": 1, "train.order_seed": 3})
+    assert packed_geometry(pinned, ROWS, range(20)) == packed_geometry(single, ROWS, (3,))
+
+
+def test_nothing_is_packed_without_seeds_or_where_rows_are_equally_long() -> None:
+    assert packed_geometry(cell(), ROWS, ()) is None
+    assert packed_geometry(cell(), None, (1,)) is None
+    assert packed_geometry(cell(), ROWS[:1] * 4, (1,)) is None
+
+
+def test_packed_rows_need_less_and_methods_that_do_not_pack_need_the_same() -> None:
+    padded, packed = (Setting(CONFIG, ROWS * 8, None, None, None, 256, seeds) for seeds in ((), (1,)))
+    predictions = Predictions()
+    assert (predictions.of(cell(), packed).peak_bytes or 0) < 0.7 * (predictions.of(cell(), padded).peak_bytes or 0)
+    dora = cell(**{"adapter.method": "dora"})
+    assert predictions.of(dora, packed).peak_bytes == predictions.of(dora, padded).peak_bytes
+
+
+def test_a_cohort_of_unlike_targets_has_room_for_all_of_them() -> None:
+    """Each member has a place at every layer that any of them adapts, as the cohort really has it."""
+    predictions = Predictions()
+    attention, mlp = (cell(**{"adapter.targets": targets}) for targets in (("q", "k"), ("up", "down")))
+    both = cell(**{"adapter.targets": ("q", "k", "up", "down")})
+    together = predictions.of(mlp, WIDE, members=4, beside=[attention])
+    assert together.peak_bytes == predictions.of(both, WIDE, members=4).peak_bytes
+    assert (predictions.of(mlp, WIDE, members=4).peak_bytes or 0) < (together.peak_bytes or 0)
+    budget = Budget(2 * 10**9, "a card")
+    alike, unlike = (predictions.group(cells, [WIDE, WIDE], budget, 40) for cells in ([mlp, mlp], [mlp, attention]))
+    assert unlike["bytes_per_member"] > alike["bytes_per_member"]
 
 
 def test_budgets() -> None:

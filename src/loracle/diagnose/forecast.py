@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from loracle.adapters.alone import attach_alone
-from loracle.adapters.cohort import attach, member_of
+from loracle.adapters.cohort import Member, attach, member_of
+from loracle.adapters.ranks import Size
 from loracle.adapters.trainee import Trainee
 from loracle.base.errors import LoracleError, one_line
 from loracle.diagnose.autocast_shapes import AutocastShapes
@@ -82,7 +83,9 @@ class Forecast:
 class Plan:
     """What is to be forecast: ``members`` runs of ``cell`` side by side over the base of ``config`` (Transformers').
 
-    ``labels``: how many a cell that classifies has. ``added``: the tokenizer's length, for a cell that adds tokens.
+    ``labels``: how many a cell that classifies has. ``added``: the tokenizer's length, for a cell that adds tokens. ``packed``: the
+    batch that stands in the place of ``geometry`` where the trainee packs its rows. ``beside``: other cells of the cohort: every
+    member has room at each layer that any of them adapts, of the largest rank there.
     """
 
     cell: Cell
@@ -93,6 +96,8 @@ class Plan:
     labels: int | None = None
     added: int | None = None
     storage: str = "quantized"
+    packed: Geometry | None = None
+    beside: tuple[Cell, ...] = ()
 
 
 def forecast(plan: Plan) -> Forecast:
@@ -130,8 +135,9 @@ def _replay(plan: Plan, tracker: MemoryTracker) -> None:
         tracker.adopt(who.flat.grad, "gradients")
         tracker.name_phase("attach", "adapters")
         tracker.enter("optimizer")
-        rows = shape_rows(plan.geometry, cell.task.classifies) * cell.train.gradient_accumulation
-        settings = settings_for(cell, loaded, plan.geometry)
+        geometry = plan.packed if plan.packed is not None and who.packs else plan.geometry
+        rows = shape_rows(geometry, cell.task.classifies) * cell.train.gradient_accumulation
+        settings = settings_for(cell, loaded, geometry)
         fit = Fit(who, rows, [cell.train] * plan.members, [0] * plan.members, settings)
         tracker.name_phase("optimizer", "optimizer")
         fit.step(0, fit.batches(0))
@@ -157,13 +163,25 @@ def _count_base(tracker: MemoryTracker, loaded: LoadedBase) -> None:
 
 def _trainee(plan: Plan, loaded: LoadedBase) -> Trainee:
     if not plan.cell.alone:
-        member = member_of("forecast", plan.cell, loaded.linears, loaded.model.config, plan.labels or 0)
+        cells = (plan.cell, *plan.beside)
+        member = widest(
+            [member_of("forecast", c, loaded.linears, loaded.model.config, plan.labels or 0) for c in cells]
+        )
         return attach(loaded.model, [member] * plan.members, torch.float32, loaded.device)
     with META:
         who = attach_alone("forecast", plan.cell, loaded, 0, 0)
     if loaded.compute_dtype != torch.float32:
         who.autocast = lambda: AutocastShapes(loaded.compute_dtype)  # type: ignore[method-assign]
     return who
+
+
+def widest(members: Sequence[Member]) -> Member:
+    """The first of them with parameters wherever any has some, of the largest rank there."""
+    first = members[0]
+    sites = tuple(dict.fromkeys(site for member in members for site in member.sites))
+    sizes = {site: Size(max(m.rank_at(site) for m in members), first.alpha) for site in sites}
+    dropout = max(member.dropout for member in members)
+    return replace(first, sites=sites, sizes=sizes, dropout=dropout) if len(members) > 1 else first
 
 
 def _watch_checkpoints(tracker: MemoryTracker, loaded: LoadedBase, who: Trainee) -> None:

@@ -5,7 +5,6 @@ Works without weights (``weights: false``): from a config and, for the data audi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from loracle.adapters.targets import Site, resolve_targets
 from loracle.base.errors import DataError, LoracleError, ModelError, SpecError, one_line
 from loracle.diagnose import sizing
 from loracle.diagnose.machine import machine
-from loracle.diagnose.predictions import Predictions, Setting, budget_of, training_geometry
+from loracle.diagnose.predictions import Predictions, Setting, budget_of, steps_of, training_geometry
 from loracle.models import source as sources
 from loracle.models.census import predicted_bits
 from loracle.models.linears import FAMILIES, Linear, check_weights, linear_map
@@ -252,7 +251,8 @@ class Inspection:
         most = None if fixed else min(min(s.d_in, s.width) for s in self.sizes_of(cell, base))
         vocab = len(self.tokenizer(base)) if base.add_tokens else None
         train, evaluation = (data.train, data.eval) if data else (None, None)
-        return Setting(base.config, train, evaluation, self.labels(cell, data), vocab, most)
+        seeds = tuple(self.job.get("seeds") or ())
+        return Setting(base.config, train, evaluation, self.labels(cell, data), vocab, most, seeds)
 
     def trainable(self, cell: Cell, base: Base, data: Tokenized | None) -> int:
         """Trainable parameters of one run, its classification head included."""
@@ -315,16 +315,6 @@ class Inspection:
             )
         except torch.OutOfMemoryError:
             return {"size": 1, "ms_per_step": None, "candidates": [], "reason": "even one run does not fit in memory"}
-
-
-def steps_of(cell: Cell, train_rows: int | None) -> int | None:
-    """Optimizer steps: as given, or from epochs (1 where neither is given)."""
-    if cell.train.steps is not None:
-        return cell.train.steps
-    if train_rows is None:
-        return None
-    per_step = cell.train.batch_size * cell.train.gradient_accumulation
-    return max(1, math.ceil((cell.train.epochs or 1.0) * train_rows / per_step))
 
 
 def inspect(folder: StudyFolder, job: dict[str, Any], say: Say) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Forecasts for a study's cells: of the longest batch that its rows can make, each made once; what fits on the study's GPU."""
+"""Forecasts for a study's cells: of the largest batch of its rows, each made once; what fits on the study's GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from loracle.adapters.batch import Row, scored
@@ -18,12 +19,17 @@ from loracle.models.load import device_name, pick_storage
 from loracle.spec.load import tuples
 from loracle.spec.methods import METHODS
 from loracle.spec.study import UNQUANTIZED, Cell, parse_bytes
+from loracle.train.order import DataOrder
+from loracle.train.shapes import SCORED_STEP, STEP, up
+
+LOOKED_AT = 20_000  # steps of a training whose batches are counted
 
 
 @dataclass(frozen=True)
 class Setting:
     """What a cell stands on: its base's config, its rows (null where they could not be read), how many labels it has, the length of
-    the tokenizer with added tokens, and the largest rank that its layers bear (null for methods without one)."""
+    the tokenizer with added tokens, the largest rank that its layers bear (null for methods without one), and the ``seeds`` of the
+    runs whose rows may be packed (none: they may not)."""
 
     config: Any
     train: Sequence[Row] | None
@@ -31,18 +37,27 @@ class Setting:
     labels: int | None
     vocab: int | None
     most_rank: int | None
+    seeds: tuple[int, ...] = ()
 
 
 class Predictions:
-    """Forecasts, kept by what they depend on: not by seeds, learning rates or schedules."""
+    """Forecasts, kept by what they depend on: not by learning rates or schedules."""
 
     def __init__(self) -> None:
         self._known: dict[str, Forecast] = {}
 
     def of(
-        self, cell: Cell, setting: Setting, *, members: int = 1, storage: str = "quantized", evaluated: bool = False
+        self,
+        cell: Cell,
+        setting: Setting,
+        *,
+        members: int = 1,
+        storage: str = "quantized",
+        evaluated: bool = False,
+        beside: Sequence[Cell] = (),
     ) -> Forecast:
-        """The forecast of ``members`` runs of ``cell`` side by side; ``evaluated``: with an evaluation after the step."""
+        """The forecast of ``members`` runs of ``cell``, and of cells ``beside``, side by side; ``evaluated``: with an evaluation after
+        the step."""
         plan = Plan(
             cell,
             setting.config,
@@ -52,6 +67,8 @@ class Predictions:
             setting.labels,
             setting.vocab,
             storage,
+            packed_geometry(cell, setting.train, setting.seeds),
+            tuple(beside),
         )
         key = _key(plan)
         if key not in self._known:
@@ -74,13 +91,16 @@ class Predictions:
 
     def group(self, cells: Sequence[Cell], settings: Sequence[Setting], budget: Budget, runs: int) -> dict[str, Any]:
         """A group's ``sizing`` in the inspect record: as many of its ``runs`` as fit side by side in the storage that they train in,
-        all taken for the cell that needs most."""
+        all taken for the cell that needs most, with room for the adapters of the others: a cohort has room for all at each layer."""
         pairs = list(zip(cells, settings, strict=True))
         cell, setting = max(pairs, key=lambda pair: self.of(*pair).peak_bytes or 0)
         storage = pick_storage(cell)
+        others = list({_adapter(c): c for c in cells if _adapter(c) != _adapter(cell)}.values())
         alone = cell.train.base_dropout or "int8" in cell.precision_names  # neighbours would be felt
         found = fitting.members(
-            budget, lambda n: self.of(cell, setting, members=n, storage=storage).needs_bytes, 1 if alone else runs
+            budget,
+            lambda n: self.of(cell, setting, members=n, storage=storage, beside=others if n > 1 else ()).needs_bytes,
+            1 if alone else runs,
         )
         return {"ms_per_step": None, "candidates": [], "storage": storage, **found}
 
@@ -102,6 +122,39 @@ def training_geometry(cell: Cell, rows: Sequence[Row] | None) -> Geometry:
     length = min(limit, max(len(row.input_ids) for row in rows))
     most = sorted((scored(row)[0].size for row in rows), reverse=True)[:size]
     return Geometry(size, length, max(1, math.ceil(sum(most) / len(most))))
+
+
+def packed_geometry(cell: Cell, rows: Sequence[Row] | None, seeds: Sequence[int]) -> Geometry | None:
+    """The largest packed batch of the runs of these seeds, as their data orders have it, rounded as ``train.shapes`` does; None
+    without seeds, and where all rows are equally long, which no run packs."""
+    if not rows or not seeds:
+        return None
+    lengths = np.array([len(row.input_ids) for row in rows])
+    if lengths.min() == lengths.max():
+        return None
+    train = cell.train
+    positions = np.array([scored(row)[0].size for row in rows])
+    steps = min(steps_of(cell, len(rows)) or 1, LOOKED_AT)
+    own = seeds if train.order_seed is None else (train.order_seed,)
+    tokens = most = 0
+    for seed in own:
+        order = DataOrder(seed, len(rows), lengths.tolist() if train.group_by_length else None, train.batch_size)
+        picked = np.array(order.take(0, steps * train.gradient_accumulation * train.batch_size)).reshape(
+            -1, train.batch_size
+        )
+        tokens = max(tokens, int(lengths[picked].sum(1).max()))
+        most = max(most, int(positions[picked].sum(1).max()))
+    return Geometry(1, int(up(tokens, STEP)), int(up(most, SCORED_STEP)))
+
+
+def steps_of(cell: Cell, train_rows: int | None) -> int | None:
+    """Optimizer steps: as given, or from epochs (1 where neither is given)."""
+    if cell.train.steps is not None:
+        return cell.train.steps
+    if train_rows is None:
+        return None
+    per_step = cell.train.batch_size * cell.train.gradient_accumulation
+    return max(1, math.ceil((cell.train.epochs or 1.0) * train_rows / per_step))
 
 
 def evaluation_rows(rows: Sequence[Row], members: int) -> list[Row]:
@@ -131,16 +184,20 @@ def _settings(cell: Cell, setting: Setting) -> fitting.Settings:
     )
 
 
+def _adapter(cell: Cell) -> str:
+    """What of the cell's adapter its memory hangs on."""
+    adapter = cell.adapter.model_dump(exclude={"alpha", "alpha_pattern", "rslora"})
+    return repr(adapter | {"dropout": cell.adapter.dropout > 0})
+
+
 def _key(plan: Plan) -> str:
     cell = plan.cell
-    adapter = cell.adapter.model_dump(exclude={"alpha", "rslora"})
-    adapter["dropout"] = adapter["dropout"] > 0
     train = cell.train
     parts = (
         plan.config.to_json_string(),
-        (cell.precision, cell.double_quant, cell.block_size, cell.compute_dtype, cell.base.add_tokens, adapter),
+        (cell.precision, cell.double_quant, cell.block_size, cell.compute_dtype, cell.base.add_tokens, _adapter(cell)),
         (train.optimizer, train.gradient_checkpointing, train.gradient_accumulation, train.base_dropout),
         (train.best_checkpoint, cell.task.classifies, plan.geometry, plan.members, plan.evaluation),
-        (plan.labels, plan.added, plan.storage),
+        (plan.labels, plan.added, plan.storage, plan.packed, [_adapter(c) for c in plan.beside]),
     )
     return repr(parts)

@@ -53,6 +53,7 @@ def inspect(
         "workers": workers,
         "weights": weights,
         "gpu_memory": study.run.gpu_memory,
+        "seeds": list(study.seeds) if study.run.packing == "auto" else [],  # whose data orders make the batches
     }
     job = Job(layout.job(JOB), payload, "looking at model and data", threads)
     coming = crew.places.kinds(threads, workers) if ahead else []
