@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loracle.adapters.cohort import attach, member_of
 from loracle.diagnose import stand_ins, tracking_memory
@@ -23,15 +26,16 @@ from loracle.diagnose.forecast import (
     settings_for,
     shape_rows,
 )
+from loracle.diagnose.stand_ins import device_attention
 from loracle.diagnose.tracking_memory import MemoryTracker
 from loracle.models.ledger import COMPONENTS
-from loracle.models.load import checkpoint_activations, load_base, prepare
+from loracle.models.load import checkpoint_activations, load_base, meta_model, prepare
 from loracle.models.memory_labels import counted_as, watched_by
 from loracle.models.source import Source, find, load_config
 from loracle.spec.study import Cell
 from loracle.train.fit import Fit
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 GPT2 = GPT2Config(n_layer=4, n_embd=256, n_head=4, vocab_size=1000, bos_token_id=0, eos_token_id=0)
 LLAMA = LlamaConfig(
     hidden_size=256,
@@ -301,3 +305,33 @@ def test_what_cannot_be_followed_says_so_and_keeps_what_is_known() -> None:
     assert "without a device" in (found.reason or "")
     assert (found.components["other_weights"] or 0) > 0
     assert found.components["saved_activations"] is None
+
+
+def test_a_recomputed_layer_keeps_the_gated_product_and_is_measured_so(bare: None) -> None:
+    """``PeakClock.measure_a_layer`` lets the first layer keep what it saves, under hooks as a recomputed one has them."""
+    c = cell("bf16", train={"gradient_checkpointing": True})
+    hidden, product = (SHAPE.rows * SHAPE.length * width * 2 for width in (LLAMA.hidden_size, LLAMA.intermediate_size))
+
+    def after_forward(kept: bool, hooks: bool) -> int:
+        tracker = MemoryTracker()
+        loaded = prepare(meta_model(LLAMA), Source("", "", "", None, None), c, META, storage="quantized")
+        with tracker, device_attention(), watched_by(tracker):
+            checkpoint_activations(loaded.model)
+            who = attach(loaded.model, [member_of("m", c, loaded.linears, loaded.model.config, 0)], torch.float32, META)
+            rows = shape_rows(SHAPE, False)
+            fit = Fit(who, rows, [c.train], [0], settings_for(c, loaded, SHAPE))
+            layers = [m for m in loaded.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+            layers[0].gradient_checkpointing = not kept
+            with saved_tensors_hooks(lambda t: t, lambda t: t) if hooks else nullcontext():
+                fit.step(0, fit.batches(0))
+        tracker.close()
+        return tracker.peaks["forward"].end
+
+    nothing = after_forward(False, False)
+    made_again, as_recomputed = (after_forward(True, hooks) - nothing for hooks in (False, True))
+    assert as_recomputed - made_again == product
+    found = forecast(Plan(c, LLAMA, SHAPE))
+    boundaries = found.phases["forward"]["end_bytes"] - found.phases["optimizer"]["end_bytes"]
+    assert found.peak_phase == "backward"
+    # at the peak, in the midst of the layer's backward pass, part of what it kept is given back
+    assert as_recomputed - 2 * hidden <= (found.components["saved_activations"] or 0) - boundaries <= as_recomputed

@@ -104,6 +104,13 @@ def test_the_ledger() -> None:
     done = [cell for cell in found["cells"] if cell["status"] == "done"]
     explained = sum(abs(cell["unexplained_share"]) < 0.01 for cell in done)
     assert f"in {explained} of them, {summary['largest_unexplained_share']:.1%} in the worst" in MEMORY
+    products = {"TinyLlama-1.1B": 5632, "Qwen2.5-0.5B": 4864, "Llama-7B": 11008}
+    left = []
+    for cell in done:
+        kept = products.get(cell["shape"], 0) * 2 * cell["batch"] * cell["length"] if cell["checkpointing"] else 0
+        left.append(abs(cell["unexplained_bytes"] - kept) / cell["measured_bytes"])
+    assert f"All above {max(left):.1%} are checkpointed Llama shapes" in MEMORY
+    assert f"the worst cell has {max(left):.1%} unexplained" in MEMORY
     assert f"{summary['seconds']:.0f} s" in MEMORY
     large = {(c["precision"], c["batch"]): c for c in done if c["shape"] == "Llama-7B" and c["length"] == 512}
     for batch in (1, 4):

@@ -71,7 +71,8 @@ class PeakClock:
 
     def measure_a_layer(self, fit: Fit) -> None:
         """``recomputed`` of a checkpointed model, by one more step of ``fit`` in which its first layer keeps what it saves. What else
-        the clock shows stays as it was."""
+        the clock shows stays as it was. The step runs under hooks on what autograd saves, as a recomputed layer does: without any
+        ``frozen.made_again`` would leave out the gated product, which a recomputed layer keeps."""
         layers = [m for m in fit.cohort.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if not any(layer.gradient_checkpointing for layer in layers):
             return
@@ -79,7 +80,8 @@ class PeakClock:
         captured, fit.graphs.on = fit.graphs.on, False
         layers[0].gradient_checkpointing = False
         try:
-            fit.step(0, fit.batches(0))
+            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+                fit.step(0, fit.batches(0))
         finally:
             layers[0].gradient_checkpointing, fit.graphs.on = True, captured
         self.recomputed = self.phases["forward"]["end_bytes"] - shown["forward"]["end_bytes"]
@@ -89,6 +91,10 @@ class PeakClock:
         """(phase, bytes) of the highest peak among ``phases``."""
         top = max((p for p in phases if p in self.phases), key=lambda p: self.phases[p]["peak_bytes"])
         return top, self.phases[top]["peak_bytes"]
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def lasting_components(loaded: LoadedBase, fit: Fit) -> dict[str, int | None]:
