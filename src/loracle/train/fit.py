@@ -176,9 +176,8 @@ class Fit:
         weights = self.counts.clamp(min=1).double().reciprocal().to(self.cohort.flat.data.dtype)
         losses = self.cohort.losses(placed()).sum(1) * weights
         reached("backward")
-        with torch.autograd.set_multithreading_enabled(
-            False
-        ):  # autograd's own thread would have a cuBLAS workspace of its own
+        # On this thread: autograd's own would have a cuBLAS workspace of its own.
+        with torch.autograd.set_multithreading_enabled(False):
             (self.scale.of(losses) + self.cohort.penalty()).sum().backward()  # type: ignore[no-untyped-call]
         self.total += losses.detach()
 
