@@ -307,8 +307,8 @@ def test_what_cannot_be_followed_says_so_and_keeps_what_is_known() -> None:
     assert found.components["saved_activations"] is None
 
 
-def test_a_recomputed_layer_keeps_the_gated_product_and_is_measured_so(bare: None) -> None:
-    """``PeakClock.measure_a_layer`` lets the first layer keep what it saves, under hooks as a recomputed one has them."""
+def test_a_recomputed_layer_keeps_the_gated_product(bare: None) -> None:
+    """It saves through hooks, under which ``made_again`` makes nothing again."""
     c = cell("bf16", train={"gradient_checkpointing": True})
     hidden, product = (SHAPE.rows * SHAPE.length * width * 2 for width in (LLAMA.hidden_size, LLAMA.intermediate_size))
 

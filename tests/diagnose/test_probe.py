@@ -25,8 +25,9 @@ def timed(batch: Any) -> Geometry:
         batches=lambda step: [batch],
         step=lambda step, batches: None,
     )
-    times, tokens, geometry = _timed(fit, 2, 1, torch.device("cpu"), lambda *a, **k: None)
+    times, tokens, geometry, step = _timed(fit, 2, 1, torch.device("cpu"), lambda *a, **k: None)
     assert len(times) == 2
+    assert step == 0
     assert tokens == 2 * sum(LENGTHS)
     return geometry
 

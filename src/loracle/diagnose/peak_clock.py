@@ -5,17 +5,23 @@ Reading the counters needs no synchronisation: the allocator keeps them on the h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from loracle.diagnose.caching_allocator import rounded
 from loracle.diagnose.components import base_bytes
+from loracle.diagnose.forecast import TRAINING
 from loracle.models.ledger import COMPONENTS
 from loracle.models.load import LoadedBase
 from loracle.train.fit import Fit
+
+LAYERS = "layers"
+"""The part of backward that begins with the last layer's."""
 
 
 @dataclass
@@ -23,15 +29,17 @@ class PeakClock:
     """An ``Observer`` of ``memory_labels`` on ``device`` (CUDA). ``phases``: phase → ``{peak_bytes, end_bytes}``.
 
     A phase that comes again keeps its highest peak and its last end. ``kept``: component → bytes that the forward pass has left
-    there by its end, by label.
+    there by its end, by label. ``in_layers``: bytes of saved activations while the last checkpointed layer is there in full, where
+    backward peaks then (``measure_a_layer``).
     """
 
     device: torch.device
     phase: str = "load"
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
-    recomputed: int = 0  # what one checkpointed layer keeps beyond its input when it is computed again
     reserved: int = 0
+    in_layers: int | None = None
+    _begun: int = 0  # bytes when the phase began
     _within: bool = False  # a label: the outermost counts
 
     def __post_init__(self) -> None:
@@ -45,7 +53,7 @@ class PeakClock:
         self.phases[self.phase] = {"peak_bytes": peak, "end_bytes": now}
         self.reserved = max(self.reserved, torch.cuda.max_memory_reserved(self.device))
         torch.cuda.reset_peak_memory_stats(self.device)
-        self.phase = phase
+        self.phase, self._begun = phase, now
 
     def reached(self, moment: str) -> None:
         """A moment of the training step."""
@@ -69,32 +77,54 @@ class PeakClock:
                 grown = torch.cuda.memory_allocated(self.device) - before
                 self.kept[component] = self.kept.get(component, 0) + grown
 
-    def measure_a_layer(self, fit: Fit) -> None:
-        """``recomputed`` of a checkpointed model, by one more step of ``fit`` in which its first layer keeps what it saves. What else
-        the clock shows stays as it was. The step runs under hooks on what autograd saves, as a recomputed layer does: without any
-        ``frozen.made_again`` would leave out the gated product, which a recomputed layer keeps."""
-        layers = [m for m in fit.cohort.model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        if not any(layer.gradient_checkpointing for layer in layers):
+    def measure_a_layer(self, fit: Fit, step: int = 0) -> None:
+        """``in_layers`` of a checkpointed model, by step ``step`` of ``fit`` once more, in which the last layer is computed once and
+        stays. What else the clock shows stays as it was.
+
+        The last, because with it all inputs of layers are there. Not covered: layers before it that keep more than it does, and a
+        peak while a layer is still being computed again (LLM.int8() has it).
+        """
+        layers: list[Any] = [m for m in fit.cohort.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        last = next((layer for layer in reversed(layers) if layer.gradient_checkpointing), None)
+        if last is None:
             return
-        shown = dict(self.phases)
-        captured, fit.graphs.on = fit.graphs.on, False
-        layers[0].gradient_checkpointing = False
+        shown = self.phases, self.kept, self.reserved
+        found: list[int] = []
+        checkpoint, captured = last._gradient_checkpointing_func, fit.graphs.on
+        last._gradient_checkpointing_func, fit.graphs.on = self._staying(found), False
+        self.phases = {}
         try:
-            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
-                fit.step(0, fit.batches(0))
+            fit.step(step, fit.batches(step))
+            peaks = [self.phases[phase]["peak_bytes"] for phase in ("backward", LAYERS) if phase in self.phases]
+            self.in_layers = found[-1] if peaks[-1] > peaks[0] else None
         finally:
-            layers[0].gradient_checkpointing, fit.graphs.on = True, captured
-        self.recomputed = self.phases["forward"]["end_bytes"] - shown["forward"]["end_bytes"]
-        self.phases = shown
+            last._gradient_checkpointing_func, fit.graphs.on = checkpoint, captured
+            self.phases, self.kept, self.reserved = shown
+
+    def _staying(self, found: list[int]) -> Callable[..., Any]:
+        """In place of a layer's checkpoint function: nothing is dropped. ``found`` gets what forward has left by the layer's end.
+
+        That is read here and not after forward: what comes after the layers is gone when backward reaches them. The layer's result
+        is, too.
+        """
+
+        def compute(function: Callable[..., Any], *args: Any) -> Any:
+            # Computed again, a layer saves through hooks, under which the engine keeps more (``made_again``): so here.
+            with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.detach(), lambda kept: kept):
+                out = function(*args)
+            hidden = out if isinstance(out, torch.Tensor) else out[0]
+            now = torch.cuda.memory_allocated(self.device)
+            found.append(now - self._begun - rounded(hidden.untyped_storage().nbytes()))
+            if hidden.requires_grad:  # else backward comes to no layer
+                hidden.register_hook(lambda _: self.enter(LAYERS))
+            return out
+
+        return compute
 
     def peak(self, phases: tuple[str, ...]) -> tuple[str, int]:
         """(phase, bytes) of the highest peak among ``phases``."""
         top = max((p for p in phases if p in self.phases), key=lambda p: self.phases[p]["peak_bytes"])
         return top, self.phases[top]["peak_bytes"]
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def lasting_components(loaded: LoadedBase, fit: Fit) -> dict[str, int | None]:
@@ -112,8 +142,8 @@ def measured_components(clock: PeakClock, loaded: LoadedBase, fit: Fit) -> dict[
     """Component → bytes at the peak of a step; null for what no counter can tell apart.
 
     Weights and constants: the tensors that are there. Adapters and optimizer: what their phases added. Saved activations: what is
-    allocated after a forward pass and was not before, without what it holds for logits and loss; under checkpointing also what
-    one layer keeps when it is computed again.
+    allocated after a forward pass and was not before, without what it holds for logits and loss; where backward peaks in
+    checkpointed layers, what is there when the last of them is there in full.
     """
     found = lasting_components(loaded, fit)
     ends = {phase: entry["end_bytes"] for phase, entry in clock.phases.items()}
@@ -121,8 +151,8 @@ def measured_components(clock: PeakClock, loaded: LoadedBase, fit: Fit) -> dict[
     found["optimizer"] = ends["optimizer"] - ends["attach"]
     before = ends.get("idle", ends["optimizer"])
     saved = ends["forward"] - before - clock.kept.get("logits_and_loss", 0)
-    in_full = clock.peak(tuple(clock.phases))[0] == "backward"  # one checkpointed layer is there in full
-    found["saved_activations"] = saved + (clock.recomputed if in_full else 0)
+    in_layers = clock.in_layers if clock.peak(TRAINING)[0] == "backward" else None
+    found["saved_activations"] = saved if in_layers is None else in_layers
     return found
 
 

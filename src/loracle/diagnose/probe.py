@@ -50,9 +50,9 @@ def probe(folder: StudyFolder, job: dict[str, Any], say: Any) -> dict[str, Any]:
         reached("optimizer")
         steps, warm_up = int(job.get("steps", 10)), int(job.get("warmup", 3))
         fit = Fit(who, data.train, [cell.train], [0], _settings(cell, steps + warm_up, pad_token_id(tokenizer)))
-        times, tokens, geometry = _timed(fit, steps, warm_up, device, say)
+        times, tokens, geometry, longest = _timed(fit, steps, warm_up, device, say)
         if clock:
-            clock.measure_a_layer(fit)
+            clock.measure_a_layer(fit, longest)
         reached("evaluation")
         if clock:
             first = evaluation_rows(data.eval, 1)
@@ -136,11 +136,13 @@ def trainee(cell: Cell, loaded: LoadedBase, labels: int) -> Trainee:
     return attach(loaded.model, [member], torch.float32, loaded.device)
 
 
-def _timed(fit: Fit, steps: int, warm_up: int, device: torch.device, say: Any) -> tuple[list[float], int, Geometry]:
-    """(milliseconds of each step after warm-up, real input tokens in them, the largest batch of all steps; a packed batch is one
-    row)."""
+def _timed(
+    fit: Fit, steps: int, warm_up: int, device: torch.device, say: Any
+) -> tuple[list[float], int, Geometry, int]:
+    """(milliseconds of each step after warm-up, real input tokens in them, the largest batch of all steps, a step of that length). A
+    packed batch is one row."""
     times: list[float] = []
-    tokens = size = length = positions = 0
+    tokens = size = length = positions = longest = 0
     count = fit.settings.batch_size * fit.settings.gradient_accumulation
     for step in range(steps + warm_up):
         rows = [fit.rows[i] for i in fit.orders[0].take(step * count, count)]
@@ -153,10 +155,11 @@ def _timed(fit: Fit, steps: int, warm_up: int, device: torch.device, say: Any) -
             times.append((time.perf_counter() - begin) * 1000)
             tokens += sum(len(row.input_ids) for row in rows)
         size = max(size, *(batch.input_ids.shape[0] for batch in batches), 0)
-        length = max(length, *(batch.input_ids.shape[1] for batch in batches), 0)
+        here = max(batch.input_ids.shape[1] for batch in batches)
+        length, longest = (here, step) if here > length else (length, longest)
         positions = max(positions, *(batch.positions.shape[1] for batch in batches), 0)
         say("measure", step=step + 1, steps=steps + warm_up)
-    return times, tokens, Geometry(size, length, -(-positions // size))
+    return times, tokens, Geometry(size, length, -(-positions // size)), longest
 
 
 def _synchronize(device: torch.device) -> None:

@@ -158,7 +158,8 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # -- results ------------------------------------------------------------------------------------------------------
 
     def components(self, phase: str) -> dict[str, int]:
-        """Component → bytes at the phase's peak. What a block has beyond its request, and what nothing named, is ``rest``."""
+        """Component → bytes at the phase's peak. What nothing named is ``rest``, and what a block has beyond its request: except for
+        saved activations, which a device's counters see in whole blocks."""
         live: set[int] = set()
         for event in self.events[: self.peaks[phase].at]:
             if event >= 0:
@@ -170,7 +171,8 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             allocation = self.allocations[index]
             name = allocation.component or REST
             found[name] = found.get(name, 0) + allocation.size
-            found[REST] = found.get(REST, 0) + allocation.taken - allocation.size
+            beyond = name if name == SAVED else REST
+            found[beyond] = found.get(beyond, 0) + allocation.taken - allocation.size
         return found
 
     # -- the mode -----------------------------------------------------------------------------------------------------

@@ -14,5 +14,5 @@ COMPONENTS = (
     "dequantization_workspace",
     "rest",
 )
-"""``saved_activations``: what a forward pass leaves for backward; ``rest``: temporary tensors, cuBLAS's workspace, and what the
-allocator gives beyond a request."""
+"""``saved_activations``: what a forward pass leaves for backward, in whole blocks of the allocator; ``rest``: temporary tensors,
+cuBLAS's workspace, and what the allocator gives beyond a request for anything else."""
