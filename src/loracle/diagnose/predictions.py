@@ -114,14 +114,25 @@ def budget_of(gpu_memory: str | None, device: torch.device) -> Budget | None:
     return None
 
 
+_sized: list[tuple[Sequence[Row], np.ndarray, np.ndarray]] = []
+
+
+def _sizes(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and scored positions of each row. Those of the rows last asked for are kept: a plan asks for every change it tries."""
+    if not _sized or _sized[0][0] is not rows:
+        lengths = np.array([len(row.input_ids) for row in rows])
+        _sized[:] = [(rows, lengths, np.array([scored(row)[0].size for row in rows]))]
+    return _sized[0][1:]
+
+
 def training_geometry(cell: Cell, rows: Sequence[Row] | None) -> Geometry:
     """The largest batch that the rows can make: all as long as the longest, with as many scored positions as those that have most."""
     size, limit = cell.train.batch_size, cell.task.max_length
     if not rows:
         return Geometry(size, limit, limit - 1)
-    length = min(limit, max(len(row.input_ids) for row in rows))
-    most = sorted((scored(row)[0].size for row in rows), reverse=True)[:size]
-    return Geometry(size, length, max(1, math.ceil(sum(most) / len(most))))
+    lengths, positions = _sizes(rows)
+    most = np.sort(positions)[::-1][:size]
+    return Geometry(size, min(limit, int(lengths.max())), max(1, math.ceil(int(most.sum()) / len(most))))
 
 
 def packed_geometry(cell: Cell, rows: Sequence[Row] | None, seeds: Sequence[int]) -> Geometry | None:
@@ -129,11 +140,10 @@ def packed_geometry(cell: Cell, rows: Sequence[Row] | None, seeds: Sequence[int]
     without seeds, and where all rows are equally long, which no run packs."""
     if not rows or not seeds:
         return None
-    lengths = np.array([len(row.input_ids) for row in rows])
+    lengths, positions = _sizes(rows)
     if lengths.min() == lengths.max():
         return None
     train = cell.train
-    positions = np.array([scored(row)[0].size for row in rows])
     steps = min(steps_of(cell, len(rows)) or 1, LOOKED_AT)
     own = seeds if train.order_seed is None else (train.order_seed,)
     tokens = most = 0

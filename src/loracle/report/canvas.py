@@ -8,7 +8,7 @@ matplotlib's object interface only: no pyplot, no state left behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,44 +124,36 @@ def lines_of(data: StudyData, theme: Theme, cells: Sequence[CellData]) -> list[L
         groups.setdefault(cell.series, []).append(cell)
     names = [f"{group[0].method} {group[0].precision}" for group in groups.values()]
     if len(set(names)) < len(names):
-        return _by_setting(theme, groups)
-    return (_by_method if len(data.methods) > 1 else _by_precision)(data, theme, groups)
+        return _by_kind(theme, groups.values(), {series: _setting(group[0]) for series, group in groups.items()})
+    if len(data.methods) > 1:
+        order = sorted(data.methods, key=lambda name: (name != "lora", name != "full"))
+        kinds = {name: group[0].method for name, group in zip(names, groups.values(), strict=True)}
+        return _by_kind(theme, groups.values(), kinds, order)
+    return _by_precision(data, theme, groups.values())
 
 
-def _by_precision(data: StudyData, theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
+def _by_precision(data: StudyData, theme: Theme, groups: Iterable[list[CellData]]) -> list[Line]:
     known = list(dict.fromkeys(cell.precision for cell in data.cells))
     found = []
-    for group in groups.values():
+    for group in groups:
         precision = group[0].precision
         marker, line = MARKERS.get(precision, UNKNOWN), LINES.get(precision, "-")
         found.append(Line(short(precision), precision, colour_of(theme, precision, known), marker, line, group))
     return found
 
 
-def _by_method(data: StudyData, theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
-    """Colour and marker by method, LoRA and full fine-tuning first; line style by precision."""
-    order = sorted(data.methods, key=lambda name: (name != "lora", name != "full"))
+def _by_kind(
+    theme: Theme, groups: Iterable[list[CellData]], kinds: Mapping[str, str], order: Sequence[str] = ()
+) -> list[Line]:
+    """Colour and marker by what ``kinds`` says of each group, ``{its name: kind}``, in ``order`` or as they come; line style by
+    precision."""
+    order = order or list(dict.fromkeys(kinds.values()))
     found = []
-    for group in groups.values():
-        place = order.index(group[0].method)
-        colour, marker = theme.methods[place % len(theme.methods)], SPARE[place % len(SPARE)]
-        precision = group[0].precision
-        line = LINES.get(precision, "-")
-        found.append(
-            Line(short(f"{group[0].method} {precision}"), precision, colour, marker, line, group, group[0].quantized)
-        )
-    return found
-
-
-def _by_setting(theme: Theme, groups: Mapping[str, list[CellData]]) -> list[Line]:
-    """Colour and marker by what lines of one precision and method differ in (targets); line style by precision."""
-    settings = list(dict.fromkeys(_setting(group[0]) for group in groups.values()))
-    found = []
-    for series, group in groups.items():
-        place, precision = settings.index(_setting(group[0])), group[0].precision
+    for group, (name, kind) in zip(groups, kinds.items(), strict=True):
+        place, precision = order.index(kind), group[0].precision
         colour, marker = theme.methods[place % len(theme.methods)], SPARE[place % len(SPARE)]
         line = LINES.get(precision, "-")
-        found.append(Line(short(series), precision, colour, marker, line, group, group[0].quantized))
+        found.append(Line(short(name), precision, colour, marker, line, group, group[0].quantized))
     return found
 
 

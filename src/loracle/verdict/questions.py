@@ -20,7 +20,7 @@ from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import StudyEvidence, has_score, lacks_score
 from loracle.verdict.knowledge import with_broken
 from loracle.verdict.mixing import mixed_entries
-from loracle.verdict.scope import arms, compare, other_factors, rank_of
+from loracle.verdict.scope import arms, compare, rank_of
 
 Question = Mapping[str, Any]
 
@@ -134,8 +134,8 @@ def _standing(
     """
     if not primary or not family:
         return [replace(j, exploratory=True) for j in judge_family(study, family, looks, adjust=False)]
-    setting = other_factors(study, family[0].pairing.arm)
-    alike = [i for i, one in enumerate(family) if other_factors(study, one.pairing.arm) == setting]
+    settings = [{k: v for k, v in one.scope.items() if k not in ("precision", "rank", "metric")} for one in family]
+    alike = [i for i, setting in enumerate(settings) if setting == settings[0]]
     first = max(alike, key=lambda i: (rank_of(family[i].pairing.arm) or 0, -i))
     rest = [c for i, c in enumerate(family) if i != first]
     judged = judge_family(study, rest, looks, adjust=True)

@@ -67,7 +67,8 @@ def _within(given: Sequence[Entry], study: StudyEvidence, cells: Collection[Reco
     best, notes = _best_group(adapted or candidates, study)
     best.sort(key=lambda c: (_bytes(c), -(rank_of(c) or 0)))
     chosen, others = best[0], best[1:]
-    notes += _beside(chosen, [cell for cell in candidates if cell not in adapted] if adapted else [], study)
+    if adapted:
+        notes += _beside(chosen, [cell for cell in candidates if method_of(cell) == "full"], study)
     runner = others[0] if others else None
     return {
         "text": _text(given, study, chosen, runner),

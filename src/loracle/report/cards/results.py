@@ -58,8 +58,10 @@ def results(data: StudyData, subject: Subject) -> Iterator[Result]:
     """Every metric that the cell's finished runs have. Perplexity is left out where the answers are labels."""
     if subject.cell is None or subject.run is None:
         return
-    unreached = {"exact_match"} if data.task_metric() is None else set()  # free text
-    for name in [name for name in HUB_METRICS if name not in unreached]:
+    free_text = data.task_metric() is None  # what exact match there is, no answer reaches
+    for name in HUB_METRICS:
+        if name == "exact_match" and free_text:
+            continue
         values = [v for v in data.values(subject.cell.id, name) if math.isfinite(v)]
         if values and not (name == "perplexity" and answers_are_labels(subject)):
             before = subject.run.metric(f"base_{name}")
