@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from loracle.cli.app import app
-from loracle.report.facts import TABLE_NOTES
 from loracle.report.figures import FIGURES
+from loracle.report.files import TABLE_NOTES
 from loracle.report.tables import COLUMNS
 from loracle.spec import parse_study
 from loracle.spec.methods import METHODS

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+BESIDE = ("tables/", "figures/", "verdicts.json", "report.md", "MODEL_CARD.md", "DATA_CARD.md")
+"""All that a report may link to, but for places on its own page."""
 RANKS = (2, 4, 8, 16)
 SEEDS = (42, 43, 44)
 LABELS = (

@@ -130,13 +130,13 @@ def test_a_measure_that_says_nothing_gives_its_reason(tmp_path: Path) -> None:
     [grid] = grids(data, entries, tables)
     assert "No ranks by spectrum: no run has finished." in grid.note
     path = root / "proposal.yaml"
-    proposals.write(path, data, entries)
+    proposals.write(path, proposals.proposed(data, entries))
     assert len(yaml.safe_load(path.read_text())["vary"]["rank_pattern"]) == 2
     cells = [cell.id for cell in data.cells]
     flat = [{**site, "gradient_norm": 1.0} for site in sites()]
     data, entries, _ = read(measured(root, spectra=[], gradients=[{"cell": cells[0], "cells": cells, "sites": flat}]))
     assert study_file(data, propose(data, entries)) == (None, "neither measure would change a rank")  # type: ignore[arg-type]
-    proposals.write(path, data, entries)
+    proposals.write(path, proposals.proposed(data, entries))
     assert not path.exists()  # an older one goes
 
 

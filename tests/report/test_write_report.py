@@ -13,10 +13,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_study import HOSTILE, write_study
+from synthetic_study import BESIDE, HOSTILE, write_study
 
 from loracle.base.errors import StoreError
 from loracle.report import write_report
+from loracle.report.markdown import BODIES
+from loracle.report.page import TEMPLATES
+from loracle.report.sections import SECTIONS
 from loracle.report.tables import COLUMNS
 
 FIGURES = (
@@ -75,6 +78,18 @@ def test_everything_is_written(full: Path) -> None:
     assert {e["question"] for e in entries} >= {"degradation", "rank_threshold", "similarity"}
 
 
+def test_both_renderings_have_the_same_sections_and_name_the_files_beside_them(full: Path) -> None:
+    names = [section.id for section in SECTIONS]
+    assert names == list(BODIES)
+    assert sorted(names) == sorted(path.stem for path in (TEMPLATES / "sections").iterdir())
+    markdown, page = ((full / "report" / name).read_text() for name in ("report.md", "index.html"))
+    for name in ("MODEL_CARD.md", "DATA_CARD.md", "verdicts.json"):
+        assert f"[{name}]({name})" in markdown
+        assert f'<a href="{name}">' in page
+    headings = {line.removeprefix("## ") for line in markdown.splitlines() if line.startswith("## ")}
+    assert headings - {"Recommendation"} == {section.title for section in SECTIONS if f'id="{section.id}"' in page}
+
+
 def test_page_runs_nothing_and_loads_nothing(full: Path, unfinished: Path) -> None:
     for root in (full, unfinished):
         page = read_page(root)
@@ -85,7 +100,7 @@ def test_page_runs_nothing_and_loads_nothing(full: Path, unfinished: Path) -> No
             for name in ("src", "srcset", "href"):
                 value = attributes.get(name)
                 if value is not None:
-                    assert value.startswith(("data:image/png;base64,", "#", "tables/", "verdicts.json", "report.md"))
+                    assert value.startswith(("data:image/png;base64,", "#", *BESIDE))
         assert sum(tag == "img" for tag, _ in page.tags) == len(FIGURES)
 
 
@@ -115,7 +130,7 @@ def test_hostile_text_is_shown_not_run(full: Path) -> None:
     assert "javascript:" not in markdown
     targets = re.findall(r"(?<!\\)\]\(([^)]*)\)", markdown)
     assert targets
-    assert all(target.startswith(("figures/", "tables/", "verdicts.json")) for target in targets)
+    assert all(target.startswith(BESIDE) for target in targets)
 
 
 def test_markdown_tables_keep_their_shape(full: Path, unfinished: Path) -> None:

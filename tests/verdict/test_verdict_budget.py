@@ -121,6 +121,16 @@ def test_a_forecast_adds_what_no_probe_holds() -> None:
     assert "300 MB of it the measured peak" in memory["text"]
 
 
+def test_a_recommendation_without_a_budget_names_measured_bytes_where_all_were_probed(probed) -> None:  # type: ignore[no-untyped-def]
+    whole = recommendation(decide(probed), probed)
+    assert (whole["cell"], whole["memory"]) == ("nf4-r8", "measured")
+    assert "Use nf4 at rank 8, 3.1 GB measured by its probe" in whole["text"]
+    part = changed(probed, probes=[p for p in PROBES if p["cell"] != "bf16-r8"])
+    advice = recommendation(decide(part), part)  # a prediction beside measurements would be no comparison
+    assert (advice["cell"], advice["memory"]) == ("nf4-r8", "predicted")
+    assert "measured" not in advice["text"]
+
+
 def test_dequantized_storage_is_no_measurement_of_qlora(probed) -> None:  # type: ignore[no-untyped-def]
     probes = [_probe("nf4-r8", 8.0 * GB, 50.0, storage="dequantized")]
     best = _place(changed(probed, probes=probes), _wish(0.5))["recommended"]

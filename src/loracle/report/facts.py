@@ -15,6 +15,7 @@ from loracle.report import (
     budget,
     failures,
     fidelity,
+    files,
     grids,
     grids_compared,
     grids_parts,
@@ -28,7 +29,7 @@ from loracle.report import (
 )
 from loracle.report.answers import Example
 from loracle.report.budget import Place
-from loracle.report.columns import COLUMNS, Table
+from loracle.report.columns import Table
 from loracle.report.evidence import StudyData
 from loracle.report.figures import Figure
 from loracle.report.grids import Grid, Item
@@ -46,32 +47,6 @@ TOPICS = {
 }
 
 RANK_QUESTIONS = ("rank_threshold", "rank_enough")
-
-TABLE_NOTES = {
-    "runs": "every planned run: state, losses, metrics, parameters, time",
-    "cells": "each cell: how its runs ended, means over seeds with intervals",
-    "degradation": "loss, tuning gain and task metric against 16-bit, as the verdicts have them",
-    "similarity_by_layer": "likeness of the learned updates by layer, beside the null; first, middle and last layer marked",
-    "agreement": "answers against the 16-bit twin's: token match, likeness, and whether either is at least 0.95",
-    "memory": "predicted and measured bytes by component, storage named",
-    "speed": "time of a step, storage named, and the speed relative to 16-bit",
-    "learning": "each run: the untrained base, and after tuning",
-    "methods": "each method and precision: quality, cost, and the paired difference from LoRA",
-    "confusion": "classification: which label was taken for which, summed over seeds",
-    "classes": "classification: precision, recall and F1 of each label",
-    "latency": "time to answer one prompt, and to its first token",
-    "groups": "loss and task metric of each group of rows against 16-bit, and the gap to the other groups",
-    "layer_variants": "adapters on other layers, at equal rank and at equal parameters: drop, loss, memory, which is best",
-    "layer_sensitivity": "loss added by quantizing one matrix, slice, kind or layer of the base, worst first",
-    "mixed_precision": "which matrices were kept finer, one after the other, and what the rest then costs",
-    "rank_allocation": "where rank is needed, by layer: spectrum of the learned updates, gradient before training, proposed ranks",
-    "rank_patterns": "each cell with ranks by layer against one rank for all, paired by seed",
-    "failure_modes": "known ways in which a study goes wrong: found, not found, not checked",
-    "comparisons": "every pair of arms and what the two differ in",
-    "memory_by_rank": "each quantized cell's memory beside its 16-bit twin's, and the reduction",
-    "quality_memory": "each cell's quality and memory, and how probable it is that no other beats it in both",
-    "data_audit": "what was read, dropped, cut and repeated",
-}
 
 
 @dataclass(frozen=True)
@@ -139,6 +114,7 @@ class Facts:
     examples_note: str
     provenance: Grid
     tables: Sequence[tuple[str, str, int]]
+    files: Sequence[tuple[str, str]]
     places: Sequence[Place]
 
 
@@ -149,9 +125,10 @@ def gather(
     tables: Mapping[str, Table],
     figures: Sequence[Figure],
     hypothesis_entries: Sequence[Entry],
+    beside: Sequence[tuple[str, str]],
     wish: Wish | None = None,
 ) -> Facts:
-    """All facts of a study's report."""
+    """All facts of a study's report; ``beside``: path and content of the files beside its page that are no tables."""
     examples, examples_note = answers.examples(data, advice)
     runner = data.by_cell.get(str(advice.get("runner_up")))
     return Facts(
@@ -159,7 +136,7 @@ def gather(
         subtitle=_subtitle(data),
         recommendation=plain(advice["text"]),
         runner_up=runner.label if runner else "",
-        why=_why(entries, advice["why"]) + ([] if wish else _left_out(tables["memory"])),
+        why=_why(entries, advice["why"]) + (_left_out(tables["memory"]) if advice.get("memory") == "predicted" else []),
         headlines=[_sentence(e) for e in entries if e["primary"] or e["question"] == "rank_threshold"],
         glance=_glance(entries, _nulls(tables["similarity_by_layer"])),
         tally=[(v, n) for v in VERDICTS if (n := sum(e["verdict"] == v for e in entries))],
@@ -197,7 +174,8 @@ def gather(
         examples=examples,
         examples_note=examples_note,
         provenance=grids.provenance(data),
-        tables=[(name, TABLE_NOTES[name], len(tables[name].rows)) for name in COLUMNS],
+        tables=files.tables(tables),
+        files=beside,
         places=budget.places(data, advice, wish),
     )
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loracle.report.facts import Facts
+from loracle.report.sections import shown
 from loracle.report.wording import plural
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -27,43 +25,6 @@ MARKS = {
 }
 
 FOLD = 12  # a table of more rows is folded under its title
-
-
-def _always(facts: Facts) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section of the page: ``templates/sections/ID.html`` under a heading, with a link in the contents."""
-
-    id: str
-    link: str
-    title: str
-    shown: Callable[[Facts], Any] = _always
-
-
-SECTIONS = (
-    Section("budget", "Within the budget", "What to choose within the memory budget", lambda facts: facts.places),
-    Section("verdicts", "Verdicts", "What is decided, and what is not"),
-    Section("basis", "Basis", "What this rests on"),
-    Section("learning", "Learning", "Did the runs learn?"),
-    Section("classes", "Label by label", "Label by label", lambda facts: facts.classes),
-    Section("methods", "Methods", "Methods side by side", lambda facts: facts.methods),
-    Section("cost", "Cost of quantization", "What quantization costs"),
-    Section("groups", "Groups", "Group by group", lambda facts: facts.groups),
-    Section("likeness", "Likeness", "Do both learn the same?"),
-    Section("allocation", "Rank by layer", "Where rank is needed", lambda facts: facts.allocation),
-    Section("hypotheses", "Hypotheses", "Hypotheses"),
-    Section("tradeoff", "Quality and memory", "Quality against memory"),
-    Section("resources", "Memory and speed", "Memory and speed"),
-    Section("failures", "Failure modes", "Failure modes"),
-    Section("runs", "Runs", "Every planned run"),
-    Section("data", "Data", "Data"),
-    Section("examples", "Examples", "Answers side by side"),
-    Section("provenance", "Provenance", "Provenance"),
-    Section("reading", "How to read", "How to read a verdict"),
-)
 
 
 def render(facts: Facts) -> str:
@@ -83,8 +44,7 @@ def render(facts: Facts) -> str:
     environment.filters["data_uri"] = data_uri
     environment.filters["anchor"] = lambda name: name.removesuffix(".png").replace("_", "-")
     template = environment.get_template("report.html")
-    sections = [section for section in SECTIONS if section.shown(facts)]
-    names = {"marks": MARKS, "plural": plural, "fold": FOLD, "sections": sections}
+    names = {"marks": MARKS, "plural": plural, "fold": FOLD, "sections": shown(facts)}
     return template.render(facts=facts, style=Markup(style), policy=policy(style), **names)
 
 

@@ -130,10 +130,14 @@ def texts(data: StudyData, entries: Sequence[Entry]) -> list[tuple[str, str]]:
     ]
 
 
-def write(path: Path, data: StudyData, entries: Sequence[Entry]) -> None:
-    """Write the file where there is a proposal; else an older one goes."""
+def proposed(data: StudyData, entries: Sequence[Entry]) -> str | None:
+    """The study file's text, or None where nothing is proposed."""
     found = propose(data, entries)
-    text = study_file(data, found)[0] if found else None
+    return study_file(data, found)[0] if found else None
+
+
+def write(path: Path, text: str | None) -> None:
+    """Write the file; where nothing is proposed an older one goes."""
     if text is None:
         path.unlink(missing_ok=True)
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loracle.report import cards, markdown, page, proposals
+from loracle.report import cards, files, markdown, page, proposals
 from loracle.report import facts as facts_of
 from loracle.report import figures as figures_of
 from loracle.report import tables as tables_of
@@ -28,7 +28,9 @@ def write_report(folder: Path, asked: Asked | None = None) -> Path:
     tables = tables_of.all_tables(data, entries)
     figures = figures_of.all_figures(data, entries, tables)
     answers = hypotheses(study, entries)
-    facts = facts_of.gather(data, entries, advice, tables, figures, answers, wish)
+    proposal = proposals.proposed(data, entries)
+    beside = files.beside(chosen=wish is not None, proposed=proposal is not None)
+    facts = facts_of.gather(data, entries, advice, tables, figures, answers, beside, wish)
     out = StudyFolder(folder).report
     write_json(out / "verdicts.json", [*entries, *answers])
     write_recommendation(out / "recommendation.json", data, advice, wish)
@@ -40,7 +42,7 @@ def write_report(folder: Path, asked: Asked | None = None) -> Path:
             write_bytes(path, figure.light)
         else:
             path.unlink(missing_ok=True)
-    proposals.write(out / "proposals" / "rank_pattern.yaml", data, entries)
+    proposals.write(out / "proposals" / "rank_pattern.yaml", proposal)
     write_text(out / "report.md", markdown.render(facts))
     for name, text in cards.render(data, [*entries, *answers], tables, StudyFolder(folder)).items():
         write_text(out / name, text)

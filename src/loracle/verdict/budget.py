@@ -7,7 +7,7 @@ slack). Both are taken from the forecasts and named; where there is no forecast 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,12 +73,22 @@ class Time:
     reason: str | None = None
 
 
+def peaks_of(found: StudyEvidence, cells: Collection[Record]) -> tuple[dict[str, int], Basis]:
+    """Bytes by cell id, and what they are: peaks measured on one device where every cell has one, else predicted, as far as
+    known; never both, for a prediction beside a measurement is no comparison."""
+    probes = {str(cell["id"]): _probed(found, cell) for cell in cells}
+    if None not in probes.values() and len({probe.get("device") for probe in probes.values() if probe}) == 1:
+        return {name: int(probe["peak_allocated_bytes"]) for name, probe in probes.items() if probe}, "measured"
+    known = {str(cell["id"]): figure(cell, "predicted_bytes") for cell in cells}
+    return {name: int(size) for name, size in known.items() if size is not None}, "predicted"
+
+
 def memory_of(found: StudyEvidence, cell: Record, wish: Wish) -> Memory:
     """The cell's memory as it was run."""
+    measured = _probed(found, cell)
+    if measured is not None:
+        return _measured(cell, measured, int(measured["peak_allocated_bytes"]), wish)
     probe = _tried(found, cell)
-    peak = figure(probe, "peak_allocated_bytes")
-    if probe is not None and peak is not None and not other_storage(cell, probe):
-        return _measured(cell, probe, int(peak), wish)
     ran_out = _ran_out_of(found, cell, probe)
     if ran_out is not None and probe is not None and ran_out >= wish.bytes:
         reason = f"out of memory on {probe.get('device') or 'its device'}, which has {entries.size(ran_out)}"
@@ -173,6 +183,14 @@ def _tried(found: StudyEvidence, cell: Record) -> Record | None:
     """The cell's probe, unless it was never started: that it would not fit was a prediction for another budget."""
     probe = probe_of(found, cell)
     return None if probe is None or probe.get("started") is False else probe
+
+
+def _probed(found: StudyEvidence, cell: Record) -> Record | None:
+    """The cell's probe, where it measured a peak in the cell's own storage."""
+    probe = _tried(found, cell)
+    if probe is None or figure(probe, "peak_allocated_bytes") is None or other_storage(cell, probe):
+        return None
+    return probe
 
 
 def _ran_out_of(found: StudyEvidence, cell: Record, probe: Record | None) -> int | None:

@@ -1,7 +1,8 @@
 """What to use, in plain sentences: the cheapest cell that is shown to be good enough, and what is undecided.
 
 A 16-bit reference is always a candidate. A quantized cell is one when its degradation was supported. Both
-must have a rank that is shown to be enough, where that was asked. Cheap means predicted bytes. Among settings
+must have a rank that is shown to be enough, where that was asked. Cheap means peak bytes: measured where every
+candidate of the setting was probed, else predicted. Among settings
 that no question compares (learning rates, targets), the group with the lowest mean 16-bit eval loss is taken,
 and the text says so. Full fine-tuning is what adapters are set beside: it is recommended where there is no
 adapter. Nothing is chosen across bases, tasks or tokenizers: each has a recommendation of its own.
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from loracle.verdict import entries
-from loracle.verdict.budget import Wish
+from loracle.verdict.budget import Wish, peaks_of
 from loracle.verdict.choice import choose
 from loracle.verdict.choice_figures import BESIDE
 from loracle.verdict.choice_words import described, reasons
@@ -26,8 +27,9 @@ from loracle.verdict.scope import arms, label, method_of, other_factors, rank_of
 
 
 def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | None = None) -> dict[str, Any]:
-    """``{text, cell, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None. With a wish also
-    ``places``: the choice within its memory budget, for each base and task (``choice``).
+    """``{text, cell, memory, why, runner_up, undecided}``; ``cell`` and ``runner_up`` are cell ids or None, ``memory`` says
+    what the bytes of the text are: measured, predicted, or None where it has none. With a wish no ``memory`` but ``places``:
+    the choice within its memory budget, for each base and task (``choice``).
 
     Of a study of several bases or tasks ``text`` and ``why`` hold one recommendation for each, named; ``cell`` and
     ``runner_up`` are the first one's.
@@ -45,6 +47,7 @@ def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | No
     return {
         "text": " ".join(f"{place.name}: {one['text']}" for place, one in zip(places, found, strict=True)),
         "cell": first["cell"],
+        "memory": "predicted" if any(one["memory"] == "predicted" for one in found) else first["memory"],
         "why": [reason for one in found for reason in one["why"]]
         + [f"{place.name}: {note}" for place, one in zip(places, found, strict=True) for note in one["notes"]],
         "runner_up": first["runner_up"],
@@ -53,7 +56,7 @@ def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | No
 
 
 def recommended_on(given: Sequence[Entry], study: StudyEvidence, place: Ground) -> dict[str, Any]:
-    """The recommendation among one ground's cells: ``{text, cell, why, notes, runner_up}``."""
+    """The recommendation among one ground's cells: ``{text, cell, memory, why, notes, runner_up}``."""
     return _within([e for e in given if e["arm"] in place.ids], study, place.cells)
 
 
@@ -62,17 +65,22 @@ def _within(given: Sequence[Entry], study: StudyEvidence, cells: Collection[Reco
     candidates = _candidates(given, study, cells)
     if not candidates:
         text = "Nothing can be recommended yet: no 16-bit reference has a finished run."
-        return {"text": text, "cell": None, "why": [], "notes": [], "runner_up": None}
+        return {"text": text, "cell": None, "memory": None, "why": [], "notes": [], "runner_up": None}
     adapted = [cell for cell in candidates if method_of(cell) != "full"]
     best, notes = _best_group(adapted or candidates, study)
-    best.sort(key=lambda c: (_bytes(c), -(rank_of(c) or 0)))
+    sizes, basis = peaks_of(study, best)
+    best.sort(key=lambda c: (sizes.get(str(c["id"]), float("inf")), -(rank_of(c) or 0)))
     chosen, others = best[0], best[1:]
+    known = basis if chosen["id"] in sizes else None
+    words = {"measured": "measured by its probe", "predicted": "predicted"}
+    taken = f", {entries.size(sizes[chosen['id']])} {words[known]}" if known else ""
     if adapted:
         notes += _beside(chosen, [cell for cell in candidates if method_of(cell) == "full"], study)
     runner = others[0] if others else None
     return {
-        "text": _text(given, study, chosen, runner),
+        "text": _text(given, study, chosen, taken, runner),
         "cell": chosen["id"],
+        "memory": known,
         "why": _reasons(given, study, chosen),
         "notes": notes,
         "runner_up": runner["id"] if runner else None,
@@ -172,10 +180,9 @@ def _reasons(given: Sequence[Entry], study: StudyEvidence, cell: Record) -> list
     return [e["statement"] for e in about if e["verdict"] != "undecided"]
 
 
-def _text(given: Sequence[Entry], study: StudyEvidence, cell: Record, runner: Record | None) -> str:
+def _text(given: Sequence[Entry], study: StudyEvidence, cell: Record, taken: str, runner: Record | None) -> str:
     scope = scope_of(study, cell)
-    size = f", {entries.size(cell['predicted_bytes'])} predicted" if cell.get("predicted_bytes") else ""
-    text = f"Use {label(cell)}{entries.where(scope, BESIDE)}{size}"
+    text = f"Use {label(cell)}{entries.where(scope, BESIDE)}{taken}"
     if cell.get("reference"):
         text += ": the cheapest cell whose loss is shown to stay within the margin of 16-bit."
     else:
@@ -211,7 +218,3 @@ def _mean_loss(study: StudyEvidence, cell: Record) -> float | None:
     runs = study.runs.get(str(cell["id"]), {}).values()
     known = [float(r["eval_loss"]) for r in runs if r.get("status") == "done" and r.get("eval_loss") is not None]
     return float(np.mean(known)) if known else None
-
-
-def _bytes(cell: Record) -> float:
-    return float(cell.get("predicted_bytes") or float("inf"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from loracle.report import markdown, wording
+from loracle.report import markdown_parts, wording
 from loracle.report.cards import known
 from loracle.report.cards.licences import Licence, licence, warnings
 from loracle.report.cards.metadata import dataset_card_data, header
@@ -119,7 +119,7 @@ def _apart(one: DataSet, found: Sequence[DataSet]) -> str:
 
 def _table(rows: Sequence[tuple[str, Any]]) -> Iterator[str]:
     known_ = [[name, shown(value)] for name, value in rows if value is not None and value != ""]
-    yield from (line for line in markdown.table(grid("", ["", ""], known_)) if line)
+    yield from (line for line in markdown_parts.table(grid("", ["", ""], known_)) if line)
 
 
 def _source(one: DataSet, terms: Licence) -> Iterator[str]:
@@ -242,7 +242,7 @@ def _balance(one: DataSet, what: str) -> Iterator[str]:
     heads = [what, "training rows", "share", "evaluation rows", "share"]
     most = wording.fraction(max(train.values()) / total) if total else ""
     note = f"The commonest {what} is in {most} of the training rows." if most else ""
-    yield from markdown.table(grid("", heads, rows[:_MOST_LABELS], note))
+    yield from markdown_parts.table(grid("", heads, rows[:_MOST_LABELS], note))
     if len(rows) > _MOST_LABELS:
         yield f"And {len(rows) - _MOST_LABELS} more {what}s."
 

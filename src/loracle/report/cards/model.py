@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from loracle.report import grids, groups, markdown, wording
+from loracle.report import grids, groups, markdown_parts, wording
 from loracle.report.cards import known, loading
 from loracle.report.cards.licences import Licence, licence, warnings
 from loracle.report.cards.metadata import header, model_card_data, unique
@@ -59,7 +59,7 @@ def _lines(
     yield from ("## Licences", "", *_bullets(f"{name}: {one.text}" for name, one in licences))
     yield from (inert(known.LICENCES), "")
     yield from ("## Hardware and software", "")
-    yield from markdown.table(_provenance(data, trained))
+    yield from markdown_parts.table(_provenance(data, trained))
     yield from ("## How to load", "")
     for subject in trained:
         said, code = loading.how_to_load(subject)
@@ -126,7 +126,9 @@ def _what(data: StudyData, subject: Subject, titled: bool) -> Iterator[str]:
         ("this adapter: seed", subject.run.seed),
         ("this adapter: SHA-256", record.get("adapter_sha256")),
     ]
-    yield from markdown.table(grid("", ["", ""], [[name, shown(value)] for name, value in rows if value is not None]))
+    yield from markdown_parts.table(
+        grid("", ["", ""], [[name, shown(value)] for name, value in rows if value is not None])
+    )
     yield from (known.FIRST_SEED, "")
 
 
@@ -165,7 +167,7 @@ def _results(data: StudyData, entries: Sequence[Entry], found: Sequence[Subject]
             "items",
         ]
         title = f"{subject.name}: {subject.cell.label}"
-        yield from markdown.table(grid(title, heads, rows, _note(subject)))
+        yield from markdown_parts.table(grid(title, heads, rows, _note(subject)))
         mine = [(i, e) for i, e in enumerate(entries) if _about(subject, e)]
         told |= {i for i, _ in mine}
         yield from (f"- **{inert(e['verdict'])}**: {inert(e['statement'])}" for _, e in mine)
@@ -222,7 +224,7 @@ def _fairness(data: StudyData, by_group: Table, found: Sequence[Subject]) -> Ite
     yield from (known.FAIRNESS_MEASURED, "")
     yield from _bullets(groups.sentences(by_group, cells))
     for one in tables:
-        yield from markdown.table(one)
+        yield from markdown_parts.table(one)
 
 
 def _limits(data: StudyData, entries: Sequence[Entry], trained: Sequence[Subject]) -> Iterator[str]:
