@@ -24,7 +24,7 @@ from loracle.report.tables import COLUMNS
 
 FIGURES = (
     "loss_curves.png", "memory_comparison.png", "metric_by_rank.png", "quality_against_memory.png",
-    "rank_threshold_plot.png", "weight_similarity_matrix.png",
+    "rank_threshold_plot.png", "weight_similarity_matrix.png", "weight_similarity_by_layer.png",
 )  # fmt: skip
 
 

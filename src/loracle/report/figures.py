@@ -10,6 +10,7 @@ from typing import Any
 from loracle.report import figures_classes as classes
 from loracle.report import figures_parts as parts
 from loracle.report import figures_quality as quality
+from loracle.report import figures_similarity as likeness
 from loracle.report import figures_tradeoff as tradeoff
 from loracle.report import sensitivity
 from loracle.report.canvas import DARK, DPI, LIGHT, WIDTH, Draw, NoData, Theme, styled
@@ -42,7 +43,8 @@ FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
     ("confusion_matrix.png", "What is taken for what", classes.CONFUSION_CAPTION, classes.draw_confusion),
     ("loss_curves.png", "Loss while training", quality.CURVES_CAPTION, quality.draw_curves),
     ("layer_sensitivity_heatmap.png", "Sensitivity by layer and kind", sensitivity.CAPTION, sensitivity.draw),
-    ("weight_similarity_matrix.png", "Likeness by layer", parts.SIMILARITY_CAPTION, parts.draw_similarity),
+    ("weight_similarity_matrix.png", "Likeness by cell and layer", likeness.MATRIX_CAPTION, likeness.draw_matrix),
+    ("weight_similarity_by_layer.png", "Likeness by layer", likeness.PROFILE_CAPTION, likeness.draw_profile),
     ("quality_against_memory.png", "Quality against memory", tradeoff.CAPTION, tradeoff.draw),
     ("memory_comparison.png", "Memory by component", parts.MEMORY_CAPTION, parts.draw_memory),
 )

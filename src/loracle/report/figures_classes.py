@@ -8,6 +8,7 @@ from typing import Any
 from loracle.report import wording
 from loracle.report.canvas import WIDTH, NoData, Theme, short
 from loracle.report.evidence import CellData, StudyData
+from loracle.report.shaded import draw_shaded
 from loracle.report.tables_classes import Pairs, by_cell, labels_of, summed
 
 MAX_LABELS, MAX_WRITTEN = 40, 12
@@ -19,7 +20,7 @@ CONFUSION_CAPTION = (
 
 
 def draw_confusion(figure: Any, data: StudyData, entries: Any, tables: Any, theme: Theme) -> str:
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import Normalize
 
     cell, runs = _best(data)
     labels = labels_of(data, cell)
@@ -30,15 +31,12 @@ def draw_confusion(figure: Any, data: StudyData, entries: Any, tables: Any, them
     shares = [[n / max(1, sum(row)) for n in row] for row in rows]
     figure.set_size_inches(WIDTH, WIDTH * 0.95)
     axes = figure.subplots()
-    shades = LinearSegmentedColormap.from_list("share", [theme.paper, theme.precision["bf16"]])
-    axes.imshow(shares, cmap=shades, vmin=0.0, vmax=1.0, aspect="equal", interpolation="nearest")
-    if len(labels) <= MAX_WRITTEN:
-        _counts(axes, rows, shares, theme)
+    counts = [[str(n) if n else "" for n in row] for row in rows] if len(labels) <= MAX_WRITTEN else ()
+    draw_shaded(axes, shares, Normalize(0.0, 1.0), [theme.precision["bf16"]], theme, texts=counts, aspect="equal")
     size = 8.0 if len(labels) <= MAX_WRITTEN else 6.0 if len(labels) <= 25 else 4.5
     names = [short(label, 18) for label in labels]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.grid(False)
     axes.set_xlabel("said")
     axes.set_ylabel("right")
     axes.set_title(short(f"{cell.label}, {wording.plural(len(runs), 'run')}", 48))
@@ -52,12 +50,3 @@ def _best(data: StudyData) -> tuple[CellData, Sequence[Pairs]]:
     if not cells:
         raise NoData("no finished run has a classification head")
     return max(cells, key=lambda found: wording.mean(data.values(found[0].id, "accuracy")) or 0.0)
-
-
-def _counts(axes: Any, rows: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], theme: Theme) -> None:
-    """The counts in the cells that have any; on a dark shade in the paper's colour."""
-    for i, row in enumerate(rows):
-        for j, n in enumerate(row):
-            if n:
-                colour = theme.paper if shares[i][j] > 0.55 else theme.ink
-                axes.text(j, i, str(n), ha="center", va="center", fontsize=7.0, color=colour)

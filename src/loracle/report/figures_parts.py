@@ -1,19 +1,14 @@
-"""Figures by part: likeness of the learned updates by layer, memory by component."""
+"""The figure of memory by component."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loracle.report.canvas import (
-    MARKERS,
-    MAX_PANELS,
-    UNKNOWN,
     WIDTH,
     NoData,
     Theme,
-    colour_of,
     heading,
     pale,
     short,
@@ -21,8 +16,6 @@ from loracle.report.canvas import (
 )
 from loracle.report.columns import COMPONENTS, Table
 from loracle.report.evidence import StudyData, number
-from loracle.report.tables import similarity_groups
-from loracle.verdict.similarity import THRESHOLD, layer_profile
 
 MAX_BARS = 10
 
@@ -30,74 +23,6 @@ MAX_BARS = 10
 PARTS = (
     "#0072B2", "#56B4E9", "#66717c", "#D55E00", "#E69F00", "#DCCB00", "#009E73", "#CC79A7", "#8458b3", "#aab2ba",
 )  # fmt: skip
-
-SIMILARITY_CAPTION = (
-    "Cosine between what the quantized and the 16-bit run learned (ΔW = scale·B·A). Grey is the null: two "
-    "16-bit runs that differ in data order alone. Where it is as low, a low cosine says nothing against quantization."
-)
-
-
-def draw_similarity(figure: Any, data: StudyData, entries: Any, tables: Any, theme: Theme) -> str:
-    groups = [(c, i, p, n) for c, i, p, n, _ in similarity_groups(data)]
-    profiles = [(cell, cell_id, layer_profile(pairs, null)) for cell, cell_id, pairs, null in groups]
-    profiles = [p for p in profiles if p[2]][:MAX_PANELS]
-    if not profiles:
-        raise NoData("no pair of adapters was compared (diagnose/similarity.json is missing or has no pairs)")
-    columns = 2 if len(profiles) > 1 else 1
-    rows = math.ceil(len(profiles) / columns)
-    figure.set_size_inches(WIDTH, 3.5 if rows == 1 else 0.9 + 1.65 * rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    known = list(dict.fromkeys(cell.precision for cell in data.cells))
-    bands = [band for _, _, bands in profiles for band in bands]
-    low = min(v for b in bands for v in (b.mean, *(b.interval or ()), *(b.null_range or ())))
-    for i, (cell, cell_id, profile) in enumerate(profiles):
-        axes = grid[i // columns][i % columns]
-        _null_band(axes, profile, theme)
-        axes.axhline(
-            THRESHOLD, color=theme.ink, linewidth=1.0, linestyle=(0, (2, 2)), label=f"claim: above {THRESHOLD}"
-        )
-        x = range(len(profile))
-        colour = colour_of(theme, cell.precision, known) if cell else theme.ink
-        marker = MARKERS.get(cell.precision, UNKNOWN) if cell else UNKNOWN
-        for at, band in zip(x, profile, strict=True):
-            if band.interval:
-                axes.plot([at, at], band.interval, color=colour, linewidth=1.6, solid_capstyle="butt")
-        axes.plot(
-            x,
-            [b.mean for b in profile],
-            color=colour,
-            linewidth=1.2,
-            marker=marker,
-            markersize=4.5,
-            label="quantized against 16-bit",
-        )
-        every = max(1, math.ceil(len(profile) / (6 if columns == 2 else 14)))
-        axes.set_xticks(list(x)[::every], [str(b.layer) for b in profile][::every])
-        axes.set_ylim(min(low - 0.02, 0.9), 1.005)
-        axes.set_title(short(cell.label if cell else cell_id, 26))
-        axes.grid(False, axis="x")
-        if i + columns >= len(profiles):
-            axes.set_xlabel("layer")
-            axes.tick_params(labelbottom=True)
-    for spare in range(len(profiles), rows * columns):
-        grid[spare // columns][spare % columns].set_visible(False)
-    heading(figure, "Cosine of ΔW against the 16-bit twin", theme)
-    handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2)
-    said = [f"{cell.label if cell else i} {sum(b.mean for b in p) / len(p):.3f}" for cell, i, p in profiles]
-    return "Mean cosine of the learned updates with their 16-bit twins: " + "; ".join(said)
-
-
-def _null_band(axes: Any, profile: Sequence[Any], theme: Theme) -> None:
-    """The null's range by layer; a line where it is one pair."""
-    beside = [(i, b) for i, b in enumerate(profile) if b.null_range]
-    if not beside:
-        return
-    x = [i for i, _ in beside]
-    low, high = [b.null_range[0] for _, b in beside], [b.null_range[1] for _, b in beside]
-    axes.fill_between(x, low, high, color=theme.null, alpha=0.4, linewidth=0)
-    axes.plot(x, [b.null_mean for _, b in beside], color=theme.null, linewidth=1.4, label="null: data order alone")
-
 
 MEMORY_CAPTION = (
     "Upper bar of each pair: predicted for an accelerator. Lower bar: measured by a probe on the device named. "

@@ -76,7 +76,7 @@ def _groups(facts: Facts) -> Iterator[str]:
 
 
 def _likeness(facts: Facts) -> Iterator[str]:
-    yield from figures(facts, "weight_similarity_matrix.png")
+    yield from figures(facts, "weight_similarity_matrix.png", "weight_similarity_by_layer.png")
     yield from groups(facts.topics["likeness"])
     yield from tables([facts.similarity, facts.layer_places, facts.agreement])
 

@@ -11,6 +11,7 @@ from loracle.report.columns import Table
 from loracle.report.evidence import StudyData
 from loracle.report.grids import Grid, Item
 from loracle.report.inert import plain
+from loracle.report.shaded import draw_shaded
 
 Row = Mapping[str, Any]
 
@@ -33,11 +34,18 @@ def sweeps(table: Table) -> list[tuple[str, list[Row]]]:
 
 
 def _name(row: Row) -> str:
+    return f"{_quantized(row)}; {_measured_on(row)}"
+
+
+def _quantized(row: Row) -> str:
     block = f", block {row['block_size']}" if row["block_size"] else ""
     double = ", double quantization" if row["double_quant"] else ""
     codec = "int8 (weights only)" if row["codec"] == "int8" else row["codec"]
-    when = "after training, " if row["when"] == "after" else ""
-    return f"{row['base']}: {codec}{block}{double}; {when}{plain(row['text'])}"
+    return f"{row['base']}: {codec}{block}{double}"
+
+
+def _measured_on(row: Row) -> str:
+    return f"{'after training, ' if row['when'] == 'after' else ''}{plain(row['text'])}"
 
 
 def grids(table: Table) -> list[Grid]:
@@ -71,17 +79,19 @@ def _nats(value: float | None, sign: str = "+") -> str:
 
 
 def draw(figure: Any, data: StudyData, entries: Any, tables: Mapping[str, Table], theme: Theme) -> str:
-    found = [(name, cells) for name, group in sweeps(tables["layer_sensitivity"]) if (cells := _cells(group))]
+    found = [(name, group[0], cells) for name, group in sweeps(tables["layer_sensitivity"]) if (cells := _cells(group))]
     if not found:
         raise NoData("no matrix was quantized by itself (the study does not ask for sensitivity)")
     found = found[:MAX_SWEEPS]
-    heights = [0.75 + min(0.2 * _layers(cells), 4.0) for _, cells in found]
+    heights = [0.75 + min(0.2 * _layers(cells), 4.0) for *_, cells in found]
     figure.set_size_inches(WIDTH, 0.4 + sum(heights))
     grid = figure.subplots(len(found), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for i, (name, cells) in enumerate(found):
-        _heatmap(grid[i][0], name, cells, theme)
+    for i, (_, row, cells) in enumerate(found):
+        _heatmap(grid[i][0], cells, theme)
+        grid[i][0].set_title(short(_measured_on(row), 36))
+        grid[i][0].set_title(short(_quantized(row), 50), loc="right", fontsize=7.0, color=theme.faint)
     heading(figure, "Loss added by quantizing one matrix (nats/token)", theme)
-    said = [f"{name}: {_worst(cells)}" for name, cells in found]
+    said = [f"{name}: {_worst(cells)}" for name, _, cells in found]
     return "Loss added by quantizing one matrix, worst: " + "; ".join(said)
 
 
@@ -106,34 +116,28 @@ def _worst(cells: Cells) -> str:
     return ", ".join(f"layer {layer} {kind} {_nats(value)}" for (layer, kind), value in ordered[:3])
 
 
-def _heatmap(axes: Any, name: str, cells: Cells, theme: Theme) -> None:
-    """Layers down, kinds across. Shades fall monotonically from paper to a dark colour, so grey tones say the same."""
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+def _heatmap(axes: Any, cells: Cells, theme: Theme) -> None:
+    """Layers down, kinds across."""
+    from matplotlib.colors import PowerNorm
 
     there = {kind for _, kind in cells}
     kinds = [kind for kind in KINDS if kind in there] + sorted(there - set(KINDS))
     layers = sorted({layer for layer, _ in cells})
-    nothing = float("nan")
-    shown = [[nothing if (v := cells.get((layer, k))) is None else max(v, 0.0) for k in kinds] for layer in layers]
-    largest = max([FULL_SHADE, *(v for v in cells.values() if v is not None)])
-    shades = LinearSegmentedColormap.from_list("added", [theme.paper, theme.precision["nf4"], theme.ink])
-    norm = PowerNorm(0.5, vmin=0.0, vmax=largest)
-    axes.imshow(shown, cmap=shades, norm=norm, aspect="auto", interpolation="nearest")
-    if len(layers) <= MAX_WRITTEN:
-        for i, layer in enumerate(layers):
-            for j, kind in enumerate(kinds):
-                if (layer, kind) in cells:
-                    _written(axes, (j, i), cells[layer, kind], largest, theme)
+    values = [[None if (v := cells.get((layer, k))) is None else max(v, 0.0) for k in kinds] for layer in layers]
+    texts = (
+        [[_written(cells, (layer, kind)) for kind in kinds] for layer in layers] if len(layers) <= MAX_WRITTEN else ()
+    )
+    norm = PowerNorm(0.5, vmin=0.0, vmax=max([FULL_SHADE, *(v for v in cells.values() if v is not None)]))
+    draw_shaded(axes, values, norm, [theme.precision["nf4"], theme.ink], theme, texts=texts)
     axes.set_xticks(range(len(kinds)), [short(kind, 10) for kind in kinds])
     every = max(1, len(layers) // 16)
     axes.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
     axes.set_ylabel("layer")
-    axes.grid(False)
-    axes.set_title(short(name, 60))
 
 
-def _written(axes: Any, at: tuple[int, int], value: float | None, largest: float, theme: Theme) -> None:
-    """The figure in its cell; on a dark shade in the paper's colour. What is not finite says so."""
-    text = "not finite" if value is None else f"{value:.3f}".replace("-0.000", "0.000")
-    dark = value is not None and value > 0.3 * largest
-    axes.text(*at, text, ha="center", va="center", fontsize=7.0, color=theme.paper if dark else theme.ink)
+def _written(cells: Cells, at: tuple[int, str]) -> str:
+    """The figure of a cell; what is not finite says so."""
+    if at not in cells:
+        return ""
+    value = cells[at]
+    return "not finite" if value is None else f"{value:.3f}".replace("-0.000", "0.000")
