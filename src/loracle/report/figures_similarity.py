@@ -53,7 +53,7 @@ def draw_matrix(figure: Any, data: StudyData, entries: Any, tables: Any, theme: 
     for axes, values, title in zip(
         grid, (arms, nulls), ("quantized against 16-bit", "null: data order alone"), strict=True
     ):
-        _matrix(axes, values, math.floor(10 * low) / 10, theme)
+        _matrix(axes, values, min(0.9, math.floor(10 * low) / 10), theme)
         axes.set_title(title)
     for axes in grid if across else grid[1:]:
         axes.set_xlabel("layer")
