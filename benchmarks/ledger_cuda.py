@@ -10,20 +10,20 @@ steps a cell. Writes DATE-ledger-DEVICE.json and .csv; the last lines are a tabl
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
-import json
 import statistics
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from datetime import date
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from gpu.results import HERE, header, stem, write_csv, write_json
+from gpu.shapes import build, config_of
+from transformers import PretrainedConfig
 
 from loracle.adapters.cohort import attach, detach, member_of
 from loracle.base.errors import ModelError, one_line
@@ -45,21 +45,6 @@ from loracle.spec.study import Cell
 from loracle.train.fit import Fit
 
 STEPS = 3
-CONFIGS: dict[str, Any] = {
-    "gpt2-medium": lambda: GPT2Config(n_layer=24, n_embd=1024, n_head=16),
-    "TinyLlama-1.1B": lambda: LlamaConfig(
-        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
-        num_key_value_heads=4, max_position_embeddings=2048, tie_word_embeddings=False,
-    ),
-    "Qwen2.5-0.5B": lambda: Qwen2Config(
-        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
-    ),
-    "Llama-7B": lambda: LlamaConfig(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=32, max_position_embeddings=4096, tie_word_embeddings=False,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +66,10 @@ class Case:
     def geometry(self) -> Geometry:
         """Half of a row's positions are scored."""
         return Geometry(self.batch, self.length, self.length // 2)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return config_of(self.shape.lower())
 
     @property
     def cell(self) -> Cell:
@@ -125,13 +114,15 @@ def cases() -> Iterator[Case]:
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def build(case: Case) -> LoadedBase:
+def load(case: Case) -> LoadedBase:
     """The case's base on the GPU, with random weights."""
     device = torch.device("cuda")
-    with device:
-        model = AutoModelForCausalLM.from_config(CONFIGS[case.shape](), dtype=torch.bfloat16)
     return prepare(
-        model, Source(case.shape, case.shape, case.shape, None, None), case.cell, device, storage="quantized"
+        build(case.config, device),
+        Source(case.shape, case.shape, case.shape, None, None),
+        case.cell,
+        device,
+        storage="quantized",
     )
 
 
@@ -172,7 +163,7 @@ def train(case: Case, loaded: LoadedBase) -> tuple[PeakClock, dict[str, int | No
 def predict(case: Case) -> tuple[Forecast, float]:
     """(the forecast, seconds that it took)."""
     begun = time.perf_counter()
-    found = forecast(Plan(case.cell, CONFIGS[case.shape](), case.geometry, case.members))
+    found = forecast(Plan(case.cell, case.config, case.geometry, case.members))
     return found, time.perf_counter() - begun
 
 
@@ -204,26 +195,20 @@ def entry(case: Case, loaded: LoadedBase) -> dict[str, Any]:
     }
 
 
-def measure_all(chosen: list[Case]) -> list[dict[str, Any]]:
-    """Every case; bases are shared by neighbours of one shape and precision."""
+def measure_all(chosen: list[Case]) -> Iterator[list[dict[str, Any]]]:
+    """All rows so far, after each base; bases are shared by neighbours of one shape and precision."""
     found: list[dict[str, Any]] = []
-    loaded: LoadedBase | None = None
-    current = why = None
-    for case in chosen:
-        if (case.shape, case.precision) != current:
-            loaded = None
-            clean()
-            current = (case.shape, case.precision)
+    for _, neighbours in groupby(chosen, key=lambda case: (case.shape, case.precision)):
+        loaded: LoadedBase | None = None  # the last base goes before the next comes
+        clean()
+        for case in neighbours:
             try:
-                loaded, why = build(case), None
+                loaded = loaded or load(case)
+                found.append(entry(case, loaded))
             except ModelError as error:  # int4 without HQQ
-                why = one_line(error)
-        if loaded is None:
-            found.append({**vars(case), "status": "skipped", "reason": why})
-        else:
-            found.append(entry(case, loaded))
-        print(line(found[-1]), flush=True)
-    return found
+                found.append({**vars(case), "status": "skipped", "reason": one_line(error)})
+            print(line(found[-1]), flush=True)
+        yield found
 
 
 # -- showing ----------------------------------------------------------------------------------------------------------
@@ -244,41 +229,33 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def write(rows: list[dict[str, Any]], folder: Path, seconds: float) -> None:
-    """The JSON and CSV files, and a summary."""
-    import bitsandbytes
-    import transformers
-
+def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> str:
+    """The JSON and CSV files; returns a summary in words."""
+    device = torch.device("cuda")
     done = [row for row in rows if row["status"] == "done"]
+    if not done:
+        return "nothing was measured"
     errors = [abs(row["error"]) for row in done]
-    shares = [abs(row["unexplained_share"]) for row in done]
-    device = torch.cuda.get_device_name()
     summary = {
         "cells": len(done),
         "largest_error": max(errors),
         "median_error": statistics.median(errors),
-        "largest_unexplained_share": max(shares),
+        "largest_unexplained_share": max(abs(row["unexplained_share"]) for row in done),
         "seconds": seconds,
     }
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "bitsandbytes": bitsandbytes.__version__,
-    }
-    name = f"{date.today()}-ledger-{device.replace('NVIDIA ', '').split()[0].lower()}"
-    record = {"device": device, "versions": versions, "summary": summary, "cells": rows}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as handle:
-        table = csv.writer(handle)
-        fixed = [part.name for part in fields(Case)]
-        figures = ["predicted_bytes", "measured_bytes", "error", "unexplained_bytes", "unexplained_share"]
-        parts = [f"{c}_{kind}" for c in COMPONENTS for kind in ("predicted", "measured")]
-        table.writerow([*fixed, "status", *figures, *parts])
-        for row in rows:
-            cells = row.get("components", {})
-            split = [cells.get(c, {}).get(kind) for c in COMPONENTS for kind in ("predicted", "measured")]
-            table.writerow([*(row[k] for k in fixed), row["status"], *(row.get(k) for k in figures), *split])
-    print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
+    path = stem(out, "ledger", device)
+    write_json(path, {**header("ledger", device), "summary": summary, "cells": rows})
+    write_csv(path, [flat(row) for row in rows])
+    return f"{path.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in summary.items())
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the CSV file."""
+    fixed = [part.name for part in fields(Case)] + ["status"]
+    figures = ["predicted_bytes", "measured_bytes", "error", "unexplained_bytes", "unexplained_share"]
+    components = row.get("components", {})
+    split = {f"{c}_{kind}": components.get(c, {}).get(kind) for c in COMPONENTS for kind in ("predicted", "measured")}
+    return {name: row.get(name) for name in (*fixed, *figures)} | split
 
 
 def main() -> None:
@@ -289,7 +266,7 @@ def main() -> None:
     parser.add_argument(
         "--checkpointed", action="store_true", help="only cells with gradient checkpointing, and that in float32"
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=HERE)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
     chosen = [case for case in cases() if asked.only in f"{case.shape} {case.precision}"]
@@ -297,7 +274,10 @@ def main() -> None:
         chosen = [case for case in chosen if case.checkpointing or case.precision == "fp32"]
     begun = time.perf_counter()
     if not asked.forecast:
-        write(measure_all(chosen), asked.out, time.perf_counter() - begun)
+        said = ""
+        for rows in measure_all(chosen):  # files after each base: a run that is cut short keeps what it has
+            said = write(rows, asked.out, time.perf_counter() - begun)
+        print(said)
         return
     for case in chosen:
         found, seconds = predict(case)

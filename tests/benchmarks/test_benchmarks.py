@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,3 +110,49 @@ def test_a_run_that_is_cut_leaves_all_files_of_what_it_measured(
     with pytest.raises(KeyboardInterrupt):
         script.main()
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".png"]
+
+
+def test_the_ledger_keeps_what_it_has_after_each_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One base at a time, one that cannot be made is a row too, and the files are there before the next base comes."""
+    from loracle.base.errors import ModelError
+
+    ledger = importlib.import_module("ledger_cuda")
+    alive: list[str] = []
+
+    class Base:
+        def __init__(self, name: str) -> None:
+            assert not alive, "the last base is still there"
+            alive.append(name)
+
+        def __del__(self) -> None:
+            alive.pop()
+
+    def load(case: Any) -> Base:
+        if case.precision == "int4":
+            raise ModelError("needs hqq")
+        return Base(case.precision)
+
+    figures = {"predicted_bytes": 98, "measured_bytes": 100, "error": -0.02, "unexplained_share": 0.01}
+    reserved = {
+        "predicted_reserved_bytes": 110,
+        "measured_reserved_bytes": 110,
+        "components": {"gradients": {"predicted": 5}},
+    }
+    monkeypatch.setattr(ledger, "load", load)
+    monkeypatch.setattr(ledger, "clean", lambda: None)
+    monkeypatch.setattr(ledger, "entry", lambda case, base: {**vars(case), "status": "done", **figures, **reserved})
+    monkeypatch.setattr(ledger, "header", lambda name, device: {"benchmark": name})
+    monkeypatch.setattr(ledger, "stem", lambda out, name, device: out / name)
+    cases = [
+        ledger.Case("gpt2-medium", p, 1, 8, checkpointing=c) for p in ("bf16", "nf4", "int4") for c in (False, True)
+    ]
+    counts = []
+    for rows in ledger.measure_all(cases):
+        said = ledger.write(rows, tmp_path, 1.0)
+        counts.append((len(rows), json.loads((tmp_path / "ledger.json").read_text())["summary"]["cells"]))
+    assert counts == [(2, 2), (4, 4), (6, 4)]
+    assert not alive
+    assert "largest_error 0.02" in said
+    table = list(csv.DictReader((tmp_path / "ledger.csv").open()))
+    assert [row["status"] for row in table] == ["done"] * 4 + ["skipped"] * 2
+    assert (table[0]["gradients_predicted"], table[0]["gradients_measured"], table[4]["error"]) == ("5", "", "")
