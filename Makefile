@@ -54,7 +54,7 @@ bench-cpu: $(READY)  ## benchmarks that need no GPU: cohorts, agreement with PEF
 	$(OFFLINE) $(BIN)/python benchmarks/steps_cuda.py --device cpu --tiny --members 1 4 --out runs/bench-trial
 
 # ARGS=--quick shortens all; DATA (Alpaca's file), TOKENIZER (GPT-2's folder) and UNSLOTH_SITE (a folder with unsloth) are optional.
-BENCHES := steps agreement memory_table study crossover unsloth
+BENCHES := steps agreement ledger memory_table study crossover sensitivity unsloth
 ARGS ?=
 STUDY_ARGS := $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 UNSLOTH_ARGS := $(if $(UNSLOTH_SITE),--unsloth-site $(UNSLOTH_SITE))

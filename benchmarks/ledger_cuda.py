@@ -1,6 +1,6 @@
 """The ledger's forecasts against what torch measures on a GPU: predicted and measured peaks, component by component.
 
-    python benchmarks/ledger_cuda.py [--only TinyLlama] [--out benchmarks]
+    python benchmarks/ledger_cuda.py [--quick] [--only TinyLlama]
     python benchmarks/ledger_cuda.py --forecast     (no GPU: the predictions alone)
 
 Shapes are built on the spot with random weights: bytes do not hang on values, except the outlier columns of LLM.int8(). Three
@@ -9,7 +9,6 @@ steps a cell. Writes DATE-ledger-DEVICE.json and .csv; the last lines are a tabl
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.results import HERE, header, stem, write_csv, write_json
+from gpu.results import device_of, header, options, stem, write_csv, write_json
 from gpu.shapes import build, config_of
 from transformers import PretrainedConfig
 
@@ -45,6 +44,7 @@ from loracle.spec.study import Cell
 from loracle.train.fit import Fit
 
 STEPS = 3
+QUICK = ("gpt2-medium", "TinyLlama-1.1B")
 
 
 @dataclass(frozen=True)
@@ -260,18 +260,21 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, or only predict."""
-    parser = argparse.ArgumentParser()
+    parser = options(__doc__)
     parser.add_argument("--forecast", action="store_true", help="predictions alone; needs no GPU")
     parser.add_argument("--only", default="", help="cells whose shape or precision has this in its name")
-    parser.add_argument(
-        "--checkpointed", action="store_true", help="only cells with gradient checkpointing, and that in float32"
-    )
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--checkpointed", action="store_true", help="cells with gradient checkpointing alone")
     asked = parser.parse_args()
+    if not asked.forecast and device_of(asked).type != "cuda":
+        raise SystemExit("the counters are a CUDA allocator's: --forecast prints the predictions without a GPU")
     warnings.filterwarnings("ignore")
-    chosen = [case for case in cases() if asked.only in f"{case.shape} {case.precision}"]
-    if asked.checkpointed:
-        chosen = [case for case in chosen if case.checkpointing or case.precision == "fp32"]
+    chosen = [
+        case
+        for case in cases()
+        if asked.only in f"{case.shape} {case.precision}"
+        and (case.checkpointing or not asked.checkpointed)
+        and (case.shape in QUICK or not asked.quick)
+    ]
     begun = time.perf_counter()
     if not asked.forecast:
         said = ""
