@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loracle.base.errors import SpecError
+from loracle.cli.show import plan_text
 from loracle.spec import load_study, parse_study
 from loracle.store.files import read_json
 from loracle.study.cells import planned_cells
@@ -110,9 +111,17 @@ def test_nothing_to_keep_is_no_cell(fake, make_study, tmp_path) -> None:
 
 
 def test_a_plan_without_weights_leaves_it_out(fake, make_study) -> None:
+    """And says so, for a reader and for a program."""
     fake()
-    assert len(preview_plan(make_study(MIXED_TOO))["cells"]) == 4
-    assert len(preview_plan(make_study(MIXED_TOO), measure=True)["cells"]) == 6
+    plan, measured = preview_plan(make_study(MIXED_TOO)), preview_plan(make_study(MIXED_TOO), measure=True)
+    assert len(plan["cells"]) == 4
+    assert plan["unchosen"] == [{"precision": MIXED, "cells": 2}]
+    assert "2 more with precision {default: nf4, sensitive: bf16, budget: 15%}: `loracle run` measures" in plan_text(
+        plan
+    )
+    assert len(measured["cells"]) == 6
+    assert "unchosen" not in measured
+    assert " more with precision" not in plan_text(measured)
 
 
 def test_it_stands_beside_what_it_is_compared_with() -> None:

@@ -62,13 +62,22 @@ def _cells(plan: Mapping[str, Any]) -> str:
             count(cell["total_params"]),
             size(cell["predicted_bytes"]),
             *([verdict(cell)] if fits else []),
-            "?" if cell["effective_bits"] is None else f"{cell['effective_bits']:.3f}",
+            "-" if cell["effective_bits"] is None else f"{cell['effective_bits']:.3f}",
             labels.get(cell["reference"], "-"),
             ", ".join(cell["differences"]) or "-",
         ]
         for cell in plan["cells"]
     ]
-    return "\n".join([table(heads, rows), *_budgets(plan), *_equal_parameters(plan)])
+    return "\n".join([table(heads, rows), *_unchosen(plan), *_budgets(plan), *_equal_parameters(plan)])
+
+
+def _unchosen(plan: Mapping[str, Any]) -> list[str]:
+    """Cells that are no cells yet."""
+    return [
+        f"{one['cells']} more with precision {{{', '.join(f'{k}: {v}' for k, v in one['precision'].items())}}}: "
+        "`loracle run` measures which matrices to keep, `loracle plan --measure` shows them"
+        for one in plan.get("unchosen", [])
+    ]
 
 
 def _equal_parameters(plan: Mapping[str, Any]) -> list[str]:

@@ -67,6 +67,12 @@ def resolved(study: Study, choices: Choices) -> Study:
     return study.model_copy(update={"vary": vary, "cells": tuple(cells)})
 
 
+def unchosen(study: Study) -> list[dict[str, Any]]:
+    """Each mixed precision, as the study file has it, and how many cells are to have it: ``{precision, cells}``."""
+    rows = [as_mixed(values["precision"]) for values in _mixed_rows(study)]
+    return [{"precision": one.model_dump(), "cells": rows.count(one)} for one in dict.fromkeys(rows) if one is not None]
+
+
 def _mixed_rows(study: Study) -> Iterator[dict[str, Any]]:
     """The factor values of every cell whose precision is mixed."""
     for found in itertools.product(*study.vary.values()):
