@@ -131,10 +131,12 @@ def test_the_published_pair_without_a_twin_is_listed(tmp_path: Path) -> None:
 
     edit(root / "plan.json", plan)
     write_report(root)
-    assert (
-        "nothing: no 16-bit twin, this is the nearest precision, compute_dtype, gradient_checkpointing confounded"
-        in page(root)
-    )
+    assert "precision, compute_dtype, gradient_checkpointing confounded" in page(root)
+    entries = json.loads((root / "report" / "verdicts.json").read_text())
+    asked = [e for e in entries if e["question"] in ("degradation", "memory", "speed")]
+    assert {e["question"] for e in asked} == {"degradation", "memory", "speed"}
+    assert {e["verdict"] for e in asked} == {"confounded"}
+    assert all("also differ in compute_dtype and gradient_checkpointing" in e["statement"] for e in asked)
 
 
 def test_failure_modes_of_a_folder(unfinished: Path, full: Path) -> None:

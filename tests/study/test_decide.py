@@ -134,6 +134,40 @@ def test_a_changed_study_keeps_the_looks_that_were_taken(fake, make_study, folde
     assert old.items() <= bits(folder).items()
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ((ONE[0], "questions=[{name: degradation, margin: 0.5}]"), "another question or margin"),
+        ((*ONE, "seeds=[7, 8, 9]"), r"seeds: fixed for this folder's looks as \[42, 43, 44, 45\]"),
+        ((*ONE, "seeds=[42, 43, 44, 45, 46]"), "others need a new folder"),
+        ((*ONE, "seeds=[7, 8, 9]", "decide.looks=[3, 4]", "vary.rank=[2, 4]"), "seeds: fixed"),
+    ],
+)
+@pytest.mark.parametrize("judge", [None, primary_verdicts])
+def test_what_was_seen_is_not_unseen(fake, make_study, folder, changes, why, judge):
+    """With --decide and without: no other claim, no other seeds, and nothing is written on the way to the refusal."""
+    fake(truth=NEAR)
+    run_study(make_study(*ONE, "decide.looks=[3, 4]"), folder, decide=primary_verdicts)
+    before = {path: path.read_bytes() for path in (folder / "plan.json", folder / "study.yaml")}
+    with pytest.raises(StoreError, match=why):
+        run_study(make_study(*changes), folder, decide=judge)
+    assert {path: path.read_bytes() for path in before} == before
+    assert degradation(folder)["n"] == 4
+
+
+def test_a_changed_study_goes_on_from_the_look_that_was_reached(fake, make_study, folder):
+    fake(truth=NEAR)
+    run_study(make_study(*ONE, "decide.looks=[3, 4]"), folder, decide=primary_verdicts)
+    old = bits(folder)
+    run_study(make_study("vary.rank=[2, 4]", ONE[1]), folder)
+    plan = read_json(folder / "plan.json")
+    assert (plan["looks"], plan["later"], seeds(folder)) == ([3, 4], [], [42, 43, 44, 45])
+    assert old.items() <= bits(folder).items()
+    found = [e for e in decide(read_study(folder).evidence()) if e["question"] == "degradation"]
+    assert {e["n"] for e in found} == {4}
+    assert {e["look"]["last"] for e in found} == {True}
+
+
 def test_all_comparisons_of_the_primary_question_are_waited_for(fake, make_study, folder):
     fake(truth={"cost": {"nf4": 0.5, "int8": 0.0488}, "seed_sd": 0.0, "swings": {"int8": 0.05}})
     study = make_study(*ONE, "vary.precision=[bf16, nf4, int8]", "decide.looks=[3, 4]")

@@ -59,12 +59,13 @@ def test_the_published_memory_comparison_gets_no_verdict() -> None:
         assert "compute_dtype and gradient_checkpointing" in entry["statement"]
 
 
-def test_as_the_plan_makes_it_the_published_pair_has_no_twin_and_is_listed() -> None:
+def test_as_the_plan_makes_it_the_published_pair_has_no_twin_and_is_confounded() -> None:
     found = published(reference=None)
-    assert decide(found) == []
+    given = decide(found)
+    assert {e["question"] for e in given} == {"memory", "speed"}
+    assert {e["verdict"] for e in given} == {"confounded"}
     [pair] = comparisons(found)
     assert pair.guard.confounded
-    assert not pair.judged
     assert set(pair.differences) == {"precision", "compute_dtype", "gradient_checkpointing"}
 
 
@@ -92,7 +93,7 @@ def test_the_two_by_two_says_what_goes_along_with_quantization() -> None:
     probes = [probe(c, peak) for c, peak in zip(cells, SQUARE.values(), strict=True)]
     found = changed(study({8: 0.0}), plan={"cells": cells, "runs": []}, probes=probes)
     assert "quantization (precision and compute_dtype together) alone saves" in attribution(
-        found, found.cells["nf4-on"]
+        found, found.cells["nf4-on"], found.cells["fp16-off"]
     )
 
 
@@ -182,3 +183,42 @@ def test_recipes_are_declared_not_found() -> None:
     assert pair.guard.recipe
     assert not pair.guard.confounded
     assert only(decide(found), "memory")["verdict"] == "supported"
+
+
+@pytest.mark.parametrize(("bundle", "verdict"), [(None, "confounded"), ("recipe", "supported")])
+def test_a_cell_without_a_twin_is_held_against_the_nearest(bundle: str | None, verdict: str) -> None:
+    """As a plan has it whose quantized arm alone is checkpointed: no verdict, but on recipes that were declared."""
+    whole = study({8: 0.0}, seeds=5)
+    cells = copy.deepcopy(list(whole.plan["cells"]))
+    for one in cells:
+        if one["precision"] == "nf4":
+            one["config"]["train"]["gradient_checkpointing"] = True
+            one |= {"reference": None}
+    records = [dict(record) for record in whole.records]
+    for record in records:
+        config = next(one["config"] for one in cells if one["id"] == record["cell"])
+        record["config"] = config
+    found = changed(
+        whole, plan=dict(whole.plan) | {"cells": cells}, records=records,
+        questions=[{"name": "degradation", "compare": bundle}, {"name": "memory", "compare": bundle}],
+    )  # fmt: skip
+    entries = decide(found)
+    losses = only(entries, "degradation")
+    assert (losses["arm"], losses["reference"], losses["verdict"]) == ("nf4-r8", "bf16-r8", verdict)
+    assert "gradient_checkpointing" in losses["statement"]
+    assert only(entries, "memory")["reference"] == "bf16-r8"
+    listed = comparisons(found)
+    assert [(c.arm["id"], c.guard.confounded, c.guard.recipe) for c in listed] == [
+        ("nf4-r8", bundle is None, bundle is not None)
+    ]
+
+
+def test_nothing_is_held_against_another_base() -> None:
+    whole = study({8: 0.0}, seeds=3)
+    cells = copy.deepcopy(list(whole.plan["cells"]))
+    for one in cells:
+        if one["precision"] == "nf4":
+            one["config"]["base"] = {"model": "another"}
+            one |= {"reference": None}
+    found = changed(whole, plan=dict(whole.plan) | {"cells": cells}, questions=[{"name": "degradation"}])
+    assert decide(found) == []

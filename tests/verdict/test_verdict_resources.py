@@ -80,7 +80,7 @@ def test_attribution_of_the_two_by_two() -> None:
     found = changed(
         study({8: 0.0}), plan={"cells": cells, "runs": []}, probes=[_probe(k, v, "quantized") for k, v in peaks.items()]
     )
-    text = attribution(found, cells[1])
-    assert text == attribution(found, cells[3])
+    text = attribution(found, cells[1], cells[0])
+    assert text == attribution(found, cells[3], cells[2])
     assert "quantization alone saves -408 MB" in text
     assert "checkpointing alone 7.56 GB" in text

@@ -63,7 +63,7 @@ def _cells(plan: Mapping[str, Any]) -> str:
             size(cell["predicted_bytes"]),
             *([verdict(cell)] if fits else []),
             "-" if cell["effective_bits"] is None else f"{cell['effective_bits']:.3f}",
-            labels.get(cell["reference"], "-"),
+            labels.get(cell["reference"] or cell.get("nearest"), "-"),
             ", ".join(cell["differences"]) or "-",
         ]
         for cell in plan["cells"]

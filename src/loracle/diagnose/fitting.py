@@ -53,12 +53,16 @@ def batch_of(settings: Settings, size: int) -> Change:
     return change
 
 
+MOST_BATCH = 4096
+"""Rows of the largest batch that is looked for: a forecast of many more takes gigabytes itself, and no one trains so."""
+
+
 def judge(settings: Settings, budget: Budget, needs: Needs, *, grow: bool = True) -> dict[str, Any]:
     """``{budget_bytes, budget_source, fits, needs_bytes, largest_batch, largest_rank, change, change_needs_bytes}``.
 
-    ``largest_batch`` and ``largest_rank``: with everything else as it is, null where even the smallest does not fit. ``change``: the
-    smallest single change that would make a cell fit which does not; null where none would, or none is needed. Without ``grow`` the
-    largest are not looked for, which takes several forecasts each, and null.
+    ``largest_batch`` (up to ``MOST_BATCH``) and ``largest_rank``: with everything else as it is, null where even the smallest does
+    not fit. ``change``: the smallest single change that would make a cell fit which does not; null where none would, or none is
+    needed. Without ``grow`` the largest are not looked for, which takes several forecasts each, and null.
     """
     here = needs({})
     record: dict[str, Any] = {"budget_bytes": budget.bytes, "budget_source": budget.source}
@@ -74,7 +78,7 @@ def judge(settings: Settings, budget: Budget, needs: Needs, *, grow: bool = True
         "needs_bytes": here,
         "largest_batch": None
         if not grow
-        else largest(settings.batch_size, budget.bytes, lambda n: needs(batch_of(settings, n))),
+        else largest(settings.batch_size, budget.bytes, lambda n: needs(batch_of(settings, n)), MOST_BATCH),
         "largest_rank": None
         if most is None or not grow
         else largest(settings.rank, budget.bytes, lambda n: needs({"adapter.rank": n}), most),

@@ -113,7 +113,6 @@ def _until_decided(
     study: Study, layout: StudyFolder, plan: dict[str, Any], crew: Crew, machine: Machine, judge: Judge
 ) -> str:
     """Train the seeds of one planned look after the other until the primary question has its answer, or no look is left."""
-    looks.same_question(study, plan)
     while (now := looks.standing(layout, plan, judge)).go_on:
         crew.progress.note(now.text)
         looks.go_on(layout, plan)
@@ -127,18 +126,22 @@ def obtain_plan(
     """The folder's plan where it is this study's (its composition, threads and looks are law), else a new one.
     ``decide``: the plan needs looks; they come before training, or as one more after a plan that had none."""
     plan, begun = _existing_plan(study, layout), bool(finished_runs(layout))
-    if plan is not None and begun and (decide or study.decide is not None):
+    taken = _looks_so_far(layout) if begun else None
+    if taken is not None:
+        study = looks.bound(study, taken)  # a changed study keeps the looks that were taken
+    elif plan is not None and begun and (decide or study.decide is not None):
         plan = _with_looks(plan, study, layout, crew, machine)
     elif plan is not None and not begun and (not looks.same_looks(study, plan) or (decide and "looks" not in plan)):
         plan = None
     if plan is not None and "looks" in plan:
         study = looks.with_looks(study, plan["looks"])
-    elif plan is None and (decide or _looks_so_far(layout)) and study.decide is None:
-        study = looks.with_looks(study, _looks_so_far(layout))  # a changed study keeps the looks that were taken
+    elif plan is None and decide and study.decide is None:
+        study = looks.with_looks(study)
     if plan is None:
         record = inspect(study, layout, crew, machine, weights=True, measure=study.run.cohort == "auto", ahead=True)
         _readable(record)
         plan = make_plan(study, record, machine, finished_runs(layout))
+        plan = plan if taken is None else looks.caught_up(plan, taken)
         _write_study(study, layout)
         write_json(layout.plan, plan)
     elif not _data_is_there(layout, plan):
@@ -154,12 +157,8 @@ def obtain_plan(
 def _with_looks(
     plan: dict[str, Any], study: Study, layout: StudyFolder, crew: Crew, machine: Machine
 ) -> dict[str, Any] | None:
-    """A plan whose training has begun, with looks: its own; or, where it was made without, the one it had and one more.
+    """A plan whose training has begun without looks, with the one it had and one more.
     None where it has too few seeds for any look to have been: it may be planned anew with looks."""
-    if "looks" in plan:
-        if not looks.same_looks(study, plan):
-            raise StoreError(f"decide.looks: fixed as {plan['looks']} before training; others need a new folder")
-        return plan
     if len(study.seeds) < looks.MIN_SEEDS:
         return None
     longer = looks.with_looks(study, looks.one_more(len(study.seeds)))
@@ -177,9 +176,10 @@ def _with_looks(
     return plan
 
 
-def _looks_so_far(layout: StudyFolder) -> list[int] | None:
-    """The looks of the folder's last plan, whatever study it was of."""
-    return read_json(layout.plan).get("looks") if layout.plan.exists() else None
+def _looks_so_far(layout: StudyFolder) -> dict[str, Any] | None:
+    """The folder's last plan, whatever study it was of, where it has looks."""
+    plan: dict[str, Any] = read_json(layout.plan) if layout.plan.exists() else {}
+    return plan if "looks" in plan else None
 
 
 def _existing_plan(study: Study, layout: StudyFolder) -> dict[str, Any] | None:

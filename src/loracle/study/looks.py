@@ -78,7 +78,27 @@ def same_looks(study: Study, plan: Mapping[str, Any]) -> bool:
     return study.decide is None or plan.get("looks") == list(study.decide.looks)
 
 
-def same_question(study: Study, plan: Mapping[str, Any]) -> None:
+def bound(study: Study, plan: Mapping[str, Any]) -> Study:
+    """The study with the looks of ``plan``, at which its folder has been judged. What would take them back is a ``StoreError``:
+    another claim, other seeds, more seeds than the last look has.
+    """
+    _same_question(study, plan)
+    if not same_looks(study, plan):
+        raise StoreError(f"decide.looks: fixed as {plan['looks']} before training; others need a new folder")
+    looked = with_looks(study, plan["looks"])
+    if list(named_seeds(looked)) != plan["look_seeds"] or len(study.seeds) > plan["looks"][-1]:
+        raise StoreError(f"seeds: fixed for this folder's looks as {plan['look_seeds']}; others need a new folder")
+    return looked
+
+
+def caught_up(plan: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """A changed study's new plan, at the look that the folder has come to: what was seen is not unseen."""
+    while len(plan["later"]) > len(before["later"]):
+        _go_on(plan)
+    return plan
+
+
+def _same_question(study: Study, plan: Mapping[str, Any]) -> None:
     """Refuse to go on with another claim than the one that was judged at the looks so far."""
     if question(study) != plan["look_question"]:
         was = plan["look_question"]
@@ -123,10 +143,14 @@ def _too_large(layout: StudyFolder, run: Mapping[str, Any]) -> bool:
 
 def go_on(layout: StudyFolder, plan: dict[str, Any]) -> None:
     """The next look's runs and cohorts are the plan's from now on; written before any of them is trained."""
+    _go_on(plan)
+    write_json(layout.plan, plan)
+
+
+def _go_on(plan: dict[str, Any]) -> None:
     following = plan["later"].pop(0)
     plan["runs"] += following["runs"]
     plan["cohorts"] += following["cohorts"]
-    write_json(layout.plan, plan)
 
 
 def extended(plan: Mapping[str, Any], longer: Mapping[str, Any]) -> dict[str, Any]:

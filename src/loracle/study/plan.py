@@ -88,13 +88,18 @@ def _by_id(entries: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _relate(cells: Sequence[PlannedCell], entries: dict[str, dict[str, Any]]) -> None:
-    """Each quantized cell's reference, and in what the two differ."""
+    """Each quantized cell's reference, or the nearest 16-bit cell where it has no twin; and in what the two differ."""
     from loracle.verdict.confounds import differences
+    from loracle.verdict.scope import nearest
 
-    for key, twin in references(cells).items():
-        entry = entries[key]
+    plain = [entries[cell.key] for cell in cells if not cell.quantized]
+    for cell in cells:
+        entry, twin = entries[cell.key], references(cells)[cell.key]
+        near = entries[twin] if twin else nearest(entry, plain) if cell.quantized else None
         entry["reference"] = entries[twin]["id"] if twin else None
-        entry["differences"] = list(differences(entries[twin]["config"], entry["config"]).changed) if twin else []
+        if near and not twin:
+            entry["nearest"] = near["id"]
+        entry["differences"] = list(differences(near["config"], entry["config"]).changed) if near else []
 
 
 def planned_runs(

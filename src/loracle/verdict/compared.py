@@ -1,7 +1,7 @@
 """Every pairwise comparison that a report makes, with what its two arms differ in.
 
-One row for each pair and what it is compared for. A quantized cell without a 16-bit twin is compared with none; its nearest
-16-bit cell is listed with all that differs, because that is the comparison a reader would make.
+One row for each pair and what it is compared for. A quantized cell without a 16-bit twin is held against its nearest 16-bit
+cell, with all that differs, because that is the comparison a reader would make.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from loracle.spec.types import UNQUANTIZED
 from loracle.verdict import variants
-from loracle.verdict.confounds import Guard, precision_label
+from loracle.verdict.confounds import Guard
 from loracle.verdict.evidence import Record, StudyEvidence, pair
 from loracle.verdict.methods import against_lora
 from loracle.verdict.mixing import uniform_twin
 from loracle.verdict.resources import guarded
-from loracle.verdict.scope import arms, check, method_of, rank_groups
+from loracle.verdict.scope import arms, check, pairs, rank_groups
 
 QUALITY = ("degradation", "gain_kept", "task_metric", "rank_threshold", "similarity")
 RESOURCES = ("memory", "speed")
@@ -42,21 +41,19 @@ class Compared:
 
 
 def comparisons(found: StudyEvidence) -> list[Compared]:
-    """All of them: precisions, memory and speed, mixed precisions, ranks, targets, methods, cells without a twin."""
+    """All of them: precisions, memory and speed, mixed precisions, ranks, targets, methods."""
     return [
         *_precisions(found),
         *_mixed(found),
         *_ranks(found),
         *_targets(found),
         *_methods(found),
-        *_without_twin(found),
     ]
 
 
 def _precisions(found: StudyEvidence) -> Iterator[Compared]:
     """Memory and speed stand in the same row where probes add no difference of their own."""
-    for arm in arms(found):
-        reference = found.cells[str(arm["reference"])]
+    for arm, reference in pairs(found):
         quality = check(found, arm, reference, "precision", _bundle(found, QUALITY), pair(found, arm, reference))
         resources = guarded(found, arm, reference, _bundle(found, RESOURCES))[2]
         if (quality.confounds, quality.recipe) == (resources.confounds, resources.recipe):
@@ -95,18 +92,6 @@ def _methods(found: StudyEvidence) -> Iterator[Compared]:
         compared = against_lora(found, cell)
         if compared is not None:
             yield Compared("method", cell, compared.reference, compared.guard, judged=False)
-
-
-def _without_twin(found: StudyEvidence) -> Iterator[Compared]:
-    plain = [c for c in found.cells.values() if precision_label(c.get("precision")) in UNQUANTIZED]
-    for cell in found.cells.values():
-        like = [c for c in plain if method_of(c) == method_of(cell)]
-        if cell.get("reference") or cell in plain or not like:
-            continue
-        guards = [(c, check(found, cell, c, "precision")) for c in like]
-        nearest, guard = min(guards, key=lambda x: len(x[1].confounds))
-        if guard.confounded:
-            yield Compared("nothing: no 16-bit twin, this is the nearest", cell, nearest, guard, judged=False)
 
 
 def _bundle(found: StudyEvidence, names: tuple[str, ...]) -> Any:

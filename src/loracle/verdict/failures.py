@@ -250,8 +250,10 @@ def _signs(audit: Record) -> list[str]:
         found.append(f"{train} training rows, below {FEW_TRAIN_ROWS}")
     if isinstance(test, int) and test < FEW_EVAL_ROWS:
         found.append(f"{test} evaluation rows, below {FEW_EVAL_ROWS}")
-    if rows and _count(audit, "truncated") > MUCH_CUT * rows:
-        found.append(f"{audit['truncated']} of {rows} rows were cut ({entries.share(audit['truncated'] / rows)})")
+    # Cuts are counted over all rows that were read, those included that were then of no use.
+    whole = rows + _count(audit, "zero_target_rows") + _count(audit, "unknown_eval_labels")
+    if whole and _count(audit, "truncated") > MUCH_CUT * whole:
+        found.append(f"{audit['truncated']} of {whole} rows were cut ({entries.share(audit['truncated'] / whole)})")
     if rows and _count(audit, "zero_target_rows") > MUCH_UNSCORED * rows:
         found.append(f"{audit['zero_target_rows']} rows had nothing left to score")
     return found

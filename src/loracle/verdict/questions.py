@@ -20,7 +20,7 @@ from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import StudyEvidence, has_score, lacks_score
 from loracle.verdict.knowledge import with_broken
 from loracle.verdict.mixing import mixed_entries
-from loracle.verdict.scope import arms, compare, rank_of
+from loracle.verdict.scope import compare, pairs, rank_of
 
 Question = Mapping[str, Any]
 
@@ -120,10 +120,10 @@ def _claims(study: StudyEvidence, question: Question) -> list[Claim]:
 
 
 def _comparisons(study: StudyEvidence, claim: Claim, bundle: Any) -> list[Comparison]:
-    pairs = [(arm, study.cells[str(arm["reference"])]) for arm in arms(study)]
+    held = pairs(study)
     if claim.metric in claims.SCORES:  # of several tasks, those that have this score
-        pairs = [pair for pair in pairs if not all(lacks_score(study, str(cell["id"]), claim.metric) for cell in pair)]
-    return [compare(study, claim, arm, twin, "precision", bundle) for arm, twin in pairs]
+        held = [pair for pair in held if not all(lacks_score(study, str(cell["id"]), claim.metric) for cell in pair)]
+    return [compare(study, claim, arm, reference, "precision", bundle) for arm, reference in held]
 
 
 def _standing(

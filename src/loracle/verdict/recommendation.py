@@ -1,6 +1,7 @@
 """What to use, in plain sentences: the cheapest cell that is shown to be good enough, and what is undecided.
 
-A 16-bit reference is always a candidate. A quantized cell is one when its degradation was supported. Both
+A 16-bit reference is always a candidate. A quantized cell is one when its degradation was supported and its precision does
+not break the base before training (what training mends on one task is lost on all others). Both
 must have a rank that is shown to be enough, where that was asked. Cheap means peak bytes: measured where every
 candidate of the setting was probed, else predicted. Among settings
 that no question compares (learning rates, targets), the group with the lowest mean 16-bit eval loss is taken,
@@ -23,7 +24,8 @@ from loracle.verdict.choice_words import described, reasons
 from loracle.verdict.entries import Entry
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.grounds import Ground, grounds
-from loracle.verdict.scope import arms, label, method_of, other_factors, rank_of, references, scope_of
+from loracle.verdict.knowledge import broken
+from loracle.verdict.scope import label, method_of, other_factors, quantized, rank_of, references, scope_of
 
 
 def recommendation(given: Sequence[Entry], study: StudyEvidence, wish: Wish | None = None) -> dict[str, Any]:
@@ -108,10 +110,10 @@ def _within_budget(
 
 
 def _candidates(given: Sequence[Entry], study: StudyEvidence, among: Collection[Record]) -> list[Record]:
-    ids = {c["id"] for c in among}
+    ids = {c["id"] for c in among} - set(broken(study))
     good = {e["arm"] for e in given if e["question"] == "degradation" and e["verdict"] == "supported"}
     cells = [c for c in references(study) if _mean_loss(study, c) is not None]
-    cells += [c for c in arms(study) if c["id"] in good]
+    cells += [c for c in study.cells.values() if c["id"] in good]
     return [c for c in cells if c["id"] in ids and _rank_shown(given, study, c)]
 
 
@@ -183,7 +185,7 @@ def _reasons(given: Sequence[Entry], study: StudyEvidence, cell: Record) -> list
 def _text(given: Sequence[Entry], study: StudyEvidence, cell: Record, taken: str, runner: Record | None) -> str:
     scope = scope_of(study, cell)
     text = f"Use {label(cell)}{entries.where(scope, BESIDE)}{taken}"
-    if cell.get("reference"):
+    if quantized(cell):
         text += ": the cheapest cell whose loss is shown to stay within the margin of 16-bit."
     else:
         text += f": {_why_reference(given, study, cell)}."

@@ -18,7 +18,7 @@ from loracle.verdict.confounds import NO_BLOCKS, Guard, flatten, listed, precisi
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.noninferiority import difference, verdict
 from loracle.verdict.paired import Interval
-from loracle.verdict.scope import arms, check, label, scope_of
+from loracle.verdict.scope import check, label, pairs, scope_of
 
 MEMORY_MARGIN = 0.01
 SPEED_MARGIN = 0.05
@@ -31,13 +31,13 @@ MEDIAN_FACTOR = math.sqrt(math.pi / 2.0)
 def memory_entries(found: StudyEvidence, question: Mapping[str, Any]) -> list[entries.Entry]:
     """ "X lowers the peak memory by more than MARGIN", for each quantized cell against its 16-bit reference."""
     margin = _margin(question, MEMORY_MARGIN)
-    return [_memory(found, arm, margin, question.get("compare")) for arm in arms(found)]
+    return [_memory(found, *pair, margin, question.get("compare")) for pair in pairs(found)]
 
 
 def speed_entries(found: StudyEvidence, question: Mapping[str, Any]) -> list[entries.Entry]:
     """ "A step of X takes less than MARGIN more time", for each quantized cell against its 16-bit reference."""
     margin = _margin(question, SPEED_MARGIN)
-    return [_speed(found, arm, margin, question.get("compare")) for arm in arms(found)]
+    return [_speed(found, *pair, margin, question.get("compare")) for pair in pairs(found)]
 
 
 def probe_of(found: StudyEvidence, cell: Record) -> Record | None:
@@ -46,8 +46,7 @@ def probe_of(found: StudyEvidence, cell: Record) -> Record | None:
     return next((p for p in mine if not other_storage(cell, p)), mine[0] if mine else None)
 
 
-def _memory(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> entries.Entry:
-    reference = found.cells[str(arm["reference"])]
+def _memory(found: StudyEvidence, arm: Record, reference: Record, margin: float, bundle: Any) -> entries.Entry:
     a, b, stands = guarded(found, arm, reference, bundle)
     names = f"{label(arm)} against {label(reference)}{entries.where(scope_of(found, arm))}"
     claim = f"{label(arm)} lowers peak memory by more than {100 * margin:.3g}% against {label(reference)}"
@@ -69,11 +68,10 @@ def _memory(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> en
     text += f"{entries.size(left)} in {_storage(a)} storage against {entries.size(right)} of {label(reference)}"
     text += f" (one probe each, measured on {_device(a)}, margin {100 * margin:.3g}%)"
     state = "supported" if ratio < math.log1p(-margin) else "rejected"
-    return _closed(given | {"estimate": ratio, "n": 1}, stands, state, text, attribution(found, arm))
+    return _closed(given | {"estimate": ratio, "n": 1}, stands, state, text, attribution(found, arm, reference))
 
 
-def _speed(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> entries.Entry:
-    reference = found.cells[str(arm["reference"])]
+def _speed(found: StudyEvidence, arm: Record, reference: Record, margin: float, bundle: Any) -> entries.Entry:
     a, b, stands = guarded(found, arm, reference, bundle)
     claim = f"a step of {label(arm)} takes less than {100 * margin:.3g}% more time than one of {label(reference)}"
     given = _common(found, "speed", arm, reference, claim, margin, stands) | {"metric": "ms_per_step_log_ratio"}
@@ -97,13 +95,12 @@ def _speed(found: StudyEvidence, arm: Record, margin: float, bundle: Any) -> ent
     return _closed(given, stands, state, f"{text[0].upper()}{text[1:]}{spread}, margin {100 * margin:.3g}%)")
 
 
-def attribution(found: StudyEvidence, arm: Record) -> str:
+def attribution(found: StudyEvidence, arm: Record, reference: Record) -> str:
     """The 2 x 2 of {16-bit, quantized} x {checkpointing off, on} where its four cells were measured; else
     empty.
 
     Also of a pair that is confounded by checkpointing, where it says which of the two saved what.
     """
-    reference = found.cells[str(arm["reference"])]
     square: dict[tuple[bool, bool], Record] = {}
     for quantized, cell in ((False, reference), (True, arm)):
         other = _toggled(found, cell)

@@ -37,6 +37,23 @@ def arms(found: StudyEvidence) -> list[Record]:
     return [c for c in found.cells.values() if c.get("reference") in found.cells]
 
 
+def pairs(found: StudyEvidence) -> list[tuple[Record, Record]]:
+    """(arm, what it is held against): twins in the plan's order, then quantized cells without one, beside their ``nearest``."""
+    twins = [(arm, found.cells[str(arm["reference"])]) for arm in arms(found)]
+    alone = [c for c in found.cells.values() if quantized(c) and c.get("reference") not in found.cells]
+    beside = [(cell, nearest(cell, references(found))) for cell in alone]
+    return twins + [(cell, near) for cell, near in beside if near is not None]
+
+
+def nearest(cell: Record, among: Sequence[Record]) -> Record | None:
+    """The 16-bit cell of the same base, task and method with the fewest other differences: what a reader would set a cell beside
+    that has no twin. (What else differs is for ``check`` to say.)
+    """
+    like = [(c, set(_differences(cell, c).changed)) for c in among if method_of(c) == method_of(cell)]
+    near = [(c, names) for c, names in like if not names & {"base", "task"}]
+    return min(near, key=lambda one: len(one[1]))[0] if near else None
+
+
 def references(found: StudyEvidence) -> list[Record]:
     """The 16-bit cells. (A quantized cell without a 16-bit twin has no reference either, and is none.)"""
     return [c for c in found.cells.values() if not c.get("reference") and not quantized(c)]
