@@ -128,6 +128,11 @@ def test_what_cannot_be_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not (home / "runs").exists()
 
 
+def test_what_is_no_study_is_one_line() -> None:
+    with pytest.raises(SpecError, match="not NoneType"):
+        loracle.plan(None)  # type: ignore[arg-type]
+
+
 def test_an_interrupted_kernel_leaves_a_resumable_study(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the stop button of a notebook does it: SIGINT to a kernel that has an event loop of its own."""
     behave(monkeypatch, home, step_s=0.3)

@@ -80,6 +80,7 @@ def read(
     study: Study | Mapping[str, Any] | str | Path, overrides: Sequence[str] = (), gpu_memory: str | None = None
 ) -> Study:
     """The validated study. Paths in a mapping are taken from the current folder, those in a file from the file's."""
+    from loracle.base.errors import SpecError
     from loracle.spec import Study, load_study, parse_study
     from loracle.store.layout import StudyFolder
 
@@ -88,6 +89,8 @@ def read(
         if not more:
             return study
         study = study.model_dump(mode="json", exclude_unset=True)
+    if not isinstance(study, Mapping | str | Path):
+        raise SpecError(f"a study is a mapping, a study file or a study's folder, not {type(study).__name__}")
     if isinstance(study, Mapping):
         return parse_study(dict(study), more, folder=Path.cwd())
     folder = folder_given(study)

@@ -17,6 +17,7 @@ from part_two import write_classification, write_methods
 from synthetic_study import HOSTILE, write_study
 
 from loracle.report import cards, write_report
+from loracle.report.cards import licences
 from loracle.report.evidence import read_study
 from loracle.report.tables import all_tables
 from loracle.store.files import write_text
@@ -153,6 +154,17 @@ def write_with_licences(root: Path, data: str | None, base: str | None) -> Path:
     (root / "jobs" / "inspect" / "record.json").write_text(json.dumps(inspected))
     write_cards(root)
     return root
+
+
+def test_rows_read_as_a_task_of_the_library_may_be_under_its_terms() -> None:
+    """Alpaca's file beside the study: nobody says that it is that file, and nobody should take it for free."""
+    own = licences.licence_of_data({"name": "alpaca", "data": "alpaca_data.json", "licence": None})
+    [warning] = licences.warnings([("the data alpaca", own)])
+    assert (own.hub, own.known) == ("unknown", False)
+    assert warning.startswith("NON-COMMERCIAL, it may be: no licence is stated for the rows of the data alpaca")
+    assert "CC BY-NC 4.0" in warning
+    for task in ({"name": "alpaca", "licence": "MIT"}, {"name": "banking77"}, {"data": "mine.jsonl"}):
+        assert not any("NON-COMM" in text for text in licences.warnings([("it", licences.licence_of_data(task))]))
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,29 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert "its record cannot be read" in text
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"metrics": [1]}, "metrics is not an object"),
+        ({"eval_loss": "high"}, "eval_loss is high, which is no loss"),
+        ({"eval_loss": -3.0}, "eval_loss is -3.0, which is no loss"),
+        ({"eval_loss": float("nan")}, "eval_loss is nan, which is no loss"),
+        (None, "not valid JSON"),
+    ],
+)
+def test_a_record_that_no_worker_writes_is_named_and_left_out(
+    tmp_path: Path, change: dict[str, object] | None, said: str
+) -> None:
+    root = write_study(tmp_path, ranks=(4,), seeds=(42, 43, 44))
+    path = root / "runs" / "nf4-r4-qkv-s42" / "record.json"
+    path.write_text("[" * 100_000 if change is None else json.dumps(json.loads(path.read_text()) | change))
+    write_report(root)
+    text = words(root)
+    assert "runs/nf4-r4-qkv-s42/record.json" in text
+    assert said in text
+    assert "its record cannot be read" in text
+
+
 def test_a_figure_that_lost_its_data_goes(tmp_path: Path) -> None:
     root = write_study(tmp_path, ranks=(4,), seeds=(42, 43, 44))
     write_report(root)

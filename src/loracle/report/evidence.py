@@ -257,12 +257,15 @@ class _Reader:
         run_id = str(raw["id"])
         path = self.place.run_record(run_id)
         record = self.optional(path)
+        if record is not None and (misfit := _misfit(record)):
+            self._note(path, ValueError(misfit))
+            record = None
         reason = str((record or {}).get("reason") or "")
         if record is None:
             reason = "its record cannot be read" if path.exists() else "no record was written"
         status = str(record.get("status")) if record else NOT_RUN
         if status not in STATES:
-            status, reason = (NOT_RUN, reason) if not record else ("failed", f"unknown status {status!r}")
+            status, reason = (NOT_RUN, reason) if not record else ("failed", f"unknown status {status[:40]!r}")
         return RunData(
             id=run_id,
             cell=str(raw["cell"]),
@@ -305,6 +308,18 @@ class _Reader:
         what = " ".join(str(error).replace(f"{self.place.root}/", "").split())[:200]
         where = path.relative_to(self.place.root).as_posix()
         self.notes.append(what if where in what else f"{where}: cannot be read ({what})")
+
+
+def _misfit(record: Record) -> str | None:
+    """What no worker writes: a section that is no object, a loss that is no loss."""
+    for key in ("metrics", "config", "provenance", "audit", "reload"):
+        if record.get(key) is not None and not isinstance(record[key], Mapping):
+            return f"{key} is not an object"
+    for key in ("eval_loss", "train_loss"):
+        loss = record.get(key)
+        if loss is not None and (number(loss) is None or float(loss) < 0):
+            return f"{key} is {str(loss)[:40]}, which is no loss"
+    return None
 
 
 def _cell(raw: Record) -> CellData:

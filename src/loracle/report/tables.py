@@ -20,7 +20,7 @@ from loracle.report.wording import mean
 from loracle.verdict.entries import Entry
 from loracle.verdict.knowledge import lost_by
 from loracle.verdict.likeness import null_of
-from loracle.verdict.resources import SAME, probe_of
+from loracle.verdict.resources import SAME, probe_of, storage_of
 from loracle.verdict.similarity import layer_profile
 
 QUALITY = ("degradation", "gain_kept", "task_metric")
@@ -172,7 +172,7 @@ def _ledger(cell: CellData, probe: Mapping[str, Any] | None) -> Iterator[dict[st
     config = cell.raw.get("config") or {}
     measured: Mapping[str, Any] = probe or {}
     planned, ledger = cell.raw.get("ledger") or {}, measured.get("ledger") or {}
-    storage = storage_of(cell, probe)
+    storage = storage_of(cell.raw, probe)
     checkpointing = measured.get("gradient_checkpointing", (config.get("train") or {}).get("gradient_checkpointing"))
     row = named(cell, cell.id) | {
         "storage": storage,
@@ -214,13 +214,6 @@ def _ledger(cell: CellData, probe: Mapping[str, Any] | None) -> Iterator[dict[st
     yield row | {"component": "peak", "predicted_bytes": predicted, "measured_bytes": peak, "reason": reason}
 
 
-def storage_of(cell: CellData, probe: Mapping[str, Any] | None) -> str:
-    """How the weights lie in a figure of memory or speed. Predictions and probes are of quantized storage."""
-    if not cell.quantized:
-        return "unquantized"
-    return str((probe or {}).get("storage") or "quantized")
-
-
 def _why_missing(probe: Mapping[str, Any] | None) -> str:
     if probe is None:
         return "not probed"
@@ -239,7 +232,7 @@ def _speed(data: StudyData) -> Iterator[dict[str, Any]]:
             times = probe.get("ms_per_step") or {}
             row = named(cell, cell.id)
             keys = ("gradient_checkpointing", "device", "batch_size", "length", "tokens_per_s")
-            row |= {key: probe.get(key) for key in keys} | {"storage": storage_of(cell, probe)}
+            row |= {key: probe.get(key) for key in keys} | {"storage": storage_of(cell.raw, probe)}
             row |= {f"ms_per_step_{key}": number(times.get(key)) for key in ("median", "p10", "p90")}
             row["steps_timed"] = times.get("n")
             known = row["ms_per_step_median"] is not None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from loracle.verdict import entries
 from loracle.verdict.evidence import Record, StudyEvidence
-from loracle.verdict.resources import figure, other_storage, probe_of, steps_of
+from loracle.verdict.resources import figure, other_storage, probe_of, steps_of, storage_of
 from loracle.verdict.scope import quantized
 
 Prefer = Literal["speed", "memory", "quality"]
@@ -96,7 +96,7 @@ def memory_of(found: StudyEvidence, cell: Record, wish: Wish) -> Memory:
             ran_out,
             None,
             "measured",
-            probe.get("storage"),
+            storage_of(cell, probe),
             probe.get("device"),
             _path(probe),
             at_least=True,
@@ -139,7 +139,7 @@ def time_of(found: StudyEvidence, cell: Record) -> Time:
         return Time(None, reason="its time was not measured" if probe is None else _why_unmeasured(cell, probe))
     if other_storage(cell, probe):
         return Time(None, reason=f"its time was measured in {probe.get('storage')} storage only")
-    return Time(steps, figure(probe, "tokens_per_s"), probe.get("storage"), probe.get("device"), _path(probe))
+    return Time(steps, figure(probe, "tokens_per_s"), storage_of(cell, probe), probe.get("device"), _path(probe))
 
 
 def true_storage(cell: Record) -> str:
@@ -155,7 +155,15 @@ def _measured(cell: Record, probe: Record, peak: int, wish: Wish) -> Memory:
     reason = None if beside is not None else _without_context(wish)
     total = peak + (longest or 0) + (beside or 0)
     return Memory(
-        total, peak, "measured", probe.get("storage"), probe.get("device"), _path(probe), longest, beside, reason=reason
+        total,
+        peak,
+        "measured",
+        storage_of(cell, probe),
+        probe.get("device"),
+        _path(probe),
+        longest,
+        beside,
+        reason=reason,
     )
 
 

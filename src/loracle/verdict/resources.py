@@ -18,7 +18,7 @@ from loracle.verdict.confounds import NO_BLOCKS, Guard, flatten, listed, precisi
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.noninferiority import difference, verdict
 from loracle.verdict.paired import Interval
-from loracle.verdict.scope import check, label, pairs, scope_of
+from loracle.verdict.scope import check, label, pairs, quantized, scope_of
 
 MEMORY_MARGIN = 0.01
 SPEED_MARGIN = 0.05
@@ -56,7 +56,7 @@ def _memory(found: StudyEvidence, arm: Record, reference: Record, margin: float,
         peak = figure(kept, "peak_allocated_bytes")
         if peak is not None:
             text = f"{names}: {label(lost)} does not fit on {_device(a or b)}, {label(fitting)} peaks at"
-            text += f" {entries.size(peak)} in {_storage(kept)} storage"
+            text += f" {entries.size(peak)} in {storage_of(fitting, kept)} storage"
             return _closed(given, stands, "rejected" if _oom(a) else "supported", text)
     left, right = figure(a, "peak_allocated_bytes"), figure(b, "peak_allocated_bytes")
     missing = _missing(arm, reference, a, b, left, right)
@@ -102,9 +102,9 @@ def attribution(found: StudyEvidence, arm: Record, reference: Record) -> str:
     Also of a pair that is confounded by checkpointing, where it says which of the two saved what.
     """
     square: dict[tuple[bool, bool], Record] = {}
-    for quantized, cell in ((False, reference), (True, arm)):
+    for fewer_bits, cell in ((False, reference), (True, arm)):
         other = _toggled(found, cell)
-        square |= {(quantized, _checkpoints(c)): c for c in (cell, other) if c is not None}
+        square |= {(fewer_bits, _checkpoints(c)): c for c in (cell, other) if c is not None}
     peaks = {key: figure(probe_of(found, cell), "peak_allocated_bytes") for key, cell in square.items()}
     known = {key: peak for key, peak in peaks.items() if peak is not None}
     if len(known) < 4:
@@ -233,6 +233,11 @@ def _oom(probe: Record | None) -> bool:
     return probe is not None and probe.get("status") == "oom"
 
 
+def storage_of(cell: Record, probe: Record | None) -> str:
+    """How the weights lie in a figure of memory or speed. Predictions and probes are of quantized storage."""
+    return str((probe or {}).get("storage") or "quantized") if quantized(cell) else "unquantized"
+
+
 def _storage(probe: Record | None) -> str:
     return str((probe or {}).get("storage") or "unnamed")
 
@@ -255,5 +260,6 @@ __all__: Sequence[str] = (
     "probe_of",
     "speed_entries",
     "steps_of",
+    "storage_of",
     "time_ratio",
 )

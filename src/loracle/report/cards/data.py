@@ -9,7 +9,7 @@ from typing import Any
 
 from loracle.report import markdown_parts, wording
 from loracle.report.cards import known
-from loracle.report.cards.licences import Licence, licence, warnings
+from loracle.report.cards.licences import Licence, licence, licence_of_data, warnings
 from loracle.report.cards.metadata import dataset_card_data, header
 from loracle.report.cards.model import grid, shown
 from loracle.report.cards.subject import data_id, of_task, task_name
@@ -75,7 +75,7 @@ def data_sets(data: StudyData) -> list[DataSet]:
 def render(data: StudyData) -> str:
     """The whole card."""
     found = data_sets(data)
-    licences = [licence(one.task.get("licence")) for one in found]
+    licences = [licence_of_data(one.task) for one in found]
     counted = [one.rows for one in found]
     rows = sum(n for n in counted if n is not None) if any(n is not None for n in counted) else None
     names = wording.listed(list(dict.fromkeys(one.name for one in found))) or data.name

@@ -6,11 +6,12 @@ A licence that is not stated is unknown. Non-commercial terms of the data or of 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loracle.report.inert import plain
+from loracle.tasks.library import known_tasks
 
 # https://huggingface.co/docs/hub/repositories-licenses
 HUB_LICENCES = frozenset((
@@ -33,10 +34,14 @@ _NON_COMMERCIAL = re.compile(r"non[\s-]?commercial|(?:^|[\s-])nc(?:$|[\s-])", re
 
 @dataclass(frozen=True)
 class Licence:
-    """``words`` as the source says them ("" where it says nothing); ``hub`` is the Hub's identifier, or ``unknown``, ``other``."""
+    """``words`` as the source says them ("" where it says nothing); ``hub`` is the Hub's identifier, or ``unknown``, ``other``.
+
+    ``likely``: where nothing is said, the words of the library's entry that the rows were read as.
+    """
 
     words: str
     hub: str
+    likely: str = ""
 
     @property
     def known(self) -> bool:
@@ -62,6 +67,14 @@ def licence(stated: Any) -> Licence:
     return Licence(words, identifier if identifier in HUB_LICENCES else "other")
 
 
+def licence_of_data(task: Mapping[str, Any]) -> Licence:
+    """A task's: as stated; rows of the user's own under a name of the library may be the data that it names, or not."""
+    stated, name = licence(task.get("licence")), task.get("name")
+    if stated.known or not name:
+        return stated
+    return replace(stated, likely=next((words for known, _, words in known_tasks() if known == name), ""))
+
+
 def combined(found: Sequence[Licence]) -> str:
     """The identifier for what is made of all of them: non-commercial terms stay, one unknown leaves it unknown, else the
     one that all share; several are ``other``."""
@@ -81,6 +94,11 @@ def warnings(what: Sequence[tuple[str, Licence]]) -> list[str]:
         if one.non_commercial:
             out.append(
                 f"NON-COMMERCIAL: {name} is under {one.words}. An adapter made with it is not for commercial use."
+            )
+        elif _NON_COMMERCIAL.search(one.likely):
+            out.append(
+                f"NON-COMMERCIAL, it may be: no licence is stated for the rows of {name}, but the data that this task is named "
+                f"for is under {one.likely}. If they are that data, its terms hold for them and for an adapter made with them."
             )
         elif not one.known:
             out.append(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from loracle.report import grids, groups, markdown_parts, wording
 from loracle.report.cards import known, loading
-from loracle.report.cards.licences import Licence, licence, warnings
+from loracle.report.cards.licences import Licence, licence, licence_of_data, warnings
 from loracle.report.cards.metadata import header, model_card_data, unique
 from loracle.report.cards.results import Result, results
 from loracle.report.cards.subject import Subject, base_id, of_task, subjects
@@ -29,7 +29,7 @@ def render(data: StudyData, entries: Sequence[Entry], by_group: Table, base_lice
 def _licences(found: Sequence[Subject], bases: Mapping[str, str | None]) -> list[tuple[str, Licence]]:
     """(what, licence) of each base and each data set, each once."""
     out = {f"the base {s.base}": licence(bases.get(str(s.section("base").get("name")))) for s in found}
-    out |= {f"the data {s.task}": licence(s.section("task").get("licence")) for s in found}
+    out |= {f"the data {s.task}": licence_of_data(s.section("task")) for s in found}
     return list(out.items())
 
 
