@@ -33,6 +33,9 @@ _SHORT = {
     "max_length": "len",
     "weight_decay": "wd",
     "loraplus_ratio": "lp",
+    "compute_dtype": "compute-",
+    "adapter_dtype": "adapter-",
+    "dtype": "adapter-",
 }
 PATTERNS = {"rank_pattern": "ranks", "alpha_pattern": "alphas"}
 """Settings by layer, and the word for their values in a label."""
@@ -165,7 +168,12 @@ def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
         text = str(value).replace("e+", "e").rstrip("/").split("/")[-1]
         if isinstance(value, bool):
             text = name if value else f"no-{name}"
-        parts.append(slug(f"{'' if isinstance(value, bool) else _SHORT.get(name, '')}{text}".replace("_", "-"), 24))
+        parts.append(
+            slug(
+                f"{'' if isinstance(value, bool) else _SHORT.get(name.rpartition('.')[2], '')}{text}".replace("_", "-"),
+                24,
+            )
+        )
     return "-".join(parts)
 
 

@@ -80,5 +80,7 @@ def combine(states: Sequence[str]) -> str:
 
 
 def _of(part: Part) -> str:
-    named = [f"rank {v}" if k == "rank" else shown(v) for k, v in part.scope.items() if (k, v) != ("method", "lora")]
+    itself = ("precision", "codec", "method", "targets", "base", "task")  # values that say what they are values of
+    of = [(k, v) for k, v in part.scope.items() if (k, v) != ("method", "lora")]
+    named = [shown(v) if k in itself else f"{k} {shown(v)}" for k, v in of]
     return f" ({', '.join(named)})" if named else ""

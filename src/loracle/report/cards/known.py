@@ -83,8 +83,10 @@ def is_qlora(subject: Subject) -> bool:
 def intended(trained: Sequence[Subject]) -> Iterator[str]:
     """What the training was for."""
     for subject in trained:
-        what = "classifying texts into the labels of" if subject.classifies else "answering prompts in the format of"
-        yield f"{what[0].upper()}{what[1:]} {subject.task}, on {subject.base} in {subject.cell.precision if subject.cell else ''}."
+        what = "Classifying texts into the labels of" if subject.classifies else "Answering prompts in the format of"
+        if subject.section("task").get("format") == "text":
+            what = "Continuing text like that of"
+        yield f"{what} {subject.task}, on {subject.base} in {subject.cell.precision if subject.cell else ''}."
     yield "Study: comparing what precision, rank and method cost on this task."
     yield "For anything else, measure it first on rows of that use."
 
