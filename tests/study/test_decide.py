@@ -155,6 +155,17 @@ def test_what_was_seen_is_not_unseen(fake, make_study, folder, changes, why, jud
     assert degradation(folder)["n"] == 4
 
 
+def test_seeds_beyond_the_looks_that_a_study_names_are_no_change(fake, make_study, folder):
+    fake(truth=NEAR)
+    study = make_study(*ONE, "decide.looks=[3, 4]", "seeds=[42, 43, 44, 45, 46]")
+    run_study(study, folder, decide=primary_verdicts)
+    before = read_json(folder / "plan.json")
+    assert run_study(study, folder).exit_code == 0
+    assert run_study(load_study(folder / "study.yaml"), folder, decide=primary_verdicts).exit_code == 0
+    assert read_json(folder / "plan.json") == before
+    assert seeds(folder) == [42, 43, 44, 45]
+
+
 def test_a_changed_study_goes_on_from_the_look_that_was_reached(fake, make_study, folder):
     fake(truth=NEAR)
     run_study(make_study(*ONE, "decide.looks=[3, 4]"), folder, decide=primary_verdicts)

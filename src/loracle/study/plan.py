@@ -92,9 +92,10 @@ def _relate(cells: Sequence[PlannedCell], entries: dict[str, dict[str, Any]]) ->
     from loracle.verdict.confounds import differences
     from loracle.verdict.scope import nearest
 
+    twins = references(cells)
     plain = [entries[cell.key] for cell in cells if not cell.quantized]
     for cell in cells:
-        entry, twin = entries[cell.key], references(cells)[cell.key]
+        entry, twin = entries[cell.key], twins[cell.key]
         near = entries[twin] if twin else nearest(entry, plain) if cell.quantized else None
         entry["reference"] = entries[twin]["id"] if twin else None
         if near and not twin:
