@@ -13,6 +13,8 @@ from typing import Any
 MARGIN = 0.92
 """Share of the budget that a cohort may be predicted to take: batches differ, and what is freed is not always of use again."""
 LARGEST_COHORT = 64
+MOST_BATCH = 4096
+"""Rows of the largest batch that is looked for: a forecast of many more takes gigabytes itself, and no one trains so."""
 SMALLER_OPTIMIZER = "paged_adamw_8bit"
 SMALLER_PRECISION = "nf4"
 
@@ -51,10 +53,6 @@ def batch_of(settings: Settings, size: int) -> Change:
     if size < settings.batch_size and rows % size == 0:
         change["train.gradient_accumulation"] = rows // size
     return change
-
-
-MOST_BATCH = 4096
-"""Rows of the largest batch that is looked for: a forecast of many more takes gigabytes itself, and no one trains so."""
 
 
 def judge(settings: Settings, budget: Budget, needs: Needs, *, grow: bool = True) -> dict[str, Any]:

@@ -168,12 +168,9 @@ def cell_label(cell: Cell, values: Mapping[str, Any]) -> str:
         text = str(value).replace("e+", "e").rstrip("/").split("/")[-1]
         if isinstance(value, bool):
             text = name if value else f"no-{name}"
-        parts.append(
-            slug(
-                f"{'' if isinstance(value, bool) else _SHORT.get(name.rpartition('.')[2], '')}{text}".replace("_", "-"),
-                24,
-            )
-        )
+        else:
+            text = _SHORT.get(name.rpartition(".")[2], "") + text
+        parts.append(slug(text.replace("_", "-"), 24))
     return "-".join(parts)
 
 

@@ -86,9 +86,7 @@ def bound(study: Study, plan: Mapping[str, Any]) -> Study:
     if not same_looks(study, plan):
         raise StoreError(f"decide.looks: fixed as {plan['looks']} before training; others need a new folder")
     looked = with_looks(study, plan["looks"])
-    beyond = (
-        study.decide is None and len(study.seeds) > plan["looks"][-1]
-    )  # with looks of its own it lists what it likes
+    beyond = len(study.seeds) > plan["looks"][-1] and study.decide is None  # else its own looks leave seeds out
     if list(named_seeds(looked)) != plan["look_seeds"] or beyond:
         raise StoreError(f"seeds: fixed for this folder's looks as {plan['look_seeds']}; others need a new folder")
     return looked

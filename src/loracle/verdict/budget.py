@@ -14,7 +14,6 @@ from typing import Any, Literal
 from loracle.verdict import entries
 from loracle.verdict.evidence import Record, StudyEvidence
 from loracle.verdict.resources import figure, other_storage, probe_of, steps_of, storage_of
-from loracle.verdict.scope import quantized
 
 Prefer = Literal["speed", "memory", "quality"]
 Basis = Literal["measured", "predicted"]
@@ -112,7 +111,7 @@ def changed_memory(cell: Record, wish: Wish) -> tuple[dict[str, Any] | None, Mem
     change, needs = fit.get("change"), fit.get("change_needs_bytes")
     if not change or needs is None or needs > wish.bytes:
         return None, None
-    storage = "quantized" if "precision" in change else true_storage(cell)
+    storage = "quantized" if "precision" in change else storage_of(cell, None)
     reason = "not run in this study"
     return dict(change), Memory(int(needs), None, "predicted", storage, None, wish.forecasts.source, reason=reason)
 
@@ -142,11 +141,6 @@ def time_of(found: StudyEvidence, cell: Record) -> Time:
     return Time(steps, figure(probe, "tokens_per_s"), storage_of(cell, probe), probe.get("device"), _path(probe))
 
 
-def true_storage(cell: Record) -> str:
-    """How the cell's weights lie where it is alone with its true bytes, which is what forecasts are of."""
-    return "quantized" if quantized(cell) else "unquantized"
-
-
 def _measured(cell: Record, probe: Record, peak: int, wish: Wish) -> Memory:
     whole, met = figure(cell, "predicted_bytes"), figure(probe, "predicted_bytes")
     longest = None if whole is None or met is None else max(0, int(whole - met))
@@ -174,12 +168,14 @@ def _predicted(cell: Record, wish: Wish, unmeasured: str) -> Memory:
         beside = max(0, int(needs - peak)) if peak is not None else None
         known = int(peak) if peak is not None else None
         source = wish.forecasts.source
-        return Memory(int(needs), known, "predicted", true_storage(cell), None, source, None, beside, reason=unmeasured)
+        return Memory(
+            int(needs), known, "predicted", storage_of(cell, None), None, source, None, beside, reason=unmeasured
+        )
     if peak is None:
         why = cell.get("predicted_reason") or "the plan has no prediction"
         return Memory(None, None, None, None, None, None, reason=f"{unmeasured}, and not predicted ({why})")
     reason = f"{unmeasured}; {_without_context(wish)}"
-    return Memory(int(peak), int(peak), "predicted", true_storage(cell), None, "plan.json", reason=reason)
+    return Memory(int(peak), int(peak), "predicted", storage_of(cell, None), None, "plan.json", reason=reason)
 
 
 def _without_context(wish: Wish) -> str:

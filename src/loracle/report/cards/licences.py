@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from loracle.report.inert import plain
-from loracle.tasks.library import known_tasks
+from loracle.spec import Task
+from loracle.tasks.library import load_task, task_names
 
 # https://huggingface.co/docs/hub/repositories-licenses
 HUB_LICENCES = frozenset((
@@ -72,7 +73,8 @@ def licence_of_data(task: Mapping[str, Any]) -> Licence:
     stated, name = licence(task.get("licence")), task.get("name")
     if stated.known or not name:
         return stated
-    return replace(stated, likely=next((words for known, _, words in known_tasks() if known == name), ""))
+    entry = load_task(Task(name=name)) if name in task_names() else None
+    return replace(stated, likely=(entry.licence if entry else None) or "")
 
 
 def combined(found: Sequence[Licence]) -> str:
