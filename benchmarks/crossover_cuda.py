@@ -1,12 +1,12 @@
 """Where QLoRA saves memory and what that costs in time: peak and ms a step of bf16 LoRA and nf4 QLoRA, over model size and tokens a step.
 
     python benchmarks/crossover_cuda.py [--quick] [--models gpt2 gpt2-medium tinyllama-1.1b llama-7b]
-    python benchmarks/crossover_cuda.py --redraw FILE.json     (no GPU: the table and the figure of a result, beside it)
+    python benchmarks/crossover_cuda.py --redraw FILE.json ... (no GPU: one table, CSV file and figure of results, beside the first)
 
 Ours on both sides, so that nothing but the precision differs: r = 8 on all linear layers, full rows, no checkpointing, quantized
 storage. Weights shrink with 4 bits, activations do not: with enough tokens a step the saving is a small share, or none. Peaks are
 each point's alone on the device; times are taken in turn. A point that does not fit is a row, and larger ones are not tried. All
-files are written after each model: a run that is cut leaves those that it has measured.
+files are written after each model: a run that is cut leaves those that it has measured. With ``--models`` they are named after these.
 """
 
 from __future__ import annotations
@@ -83,6 +83,13 @@ def savings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def joined(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Results of one device as one; the rows of each model keep their file's order."""
+    if len({one["device"] for one in found}) > 1:
+        raise SystemExit("--redraw: these results are of unlike devices")
+    return found[0] | {key: [row for one in found for row in one[key]] for key in ("savings", "rows")}
+
+
 def drawn(path: Path, data: dict[str, Any]) -> list[Path]:
     """The CSV file and the figure of what was measured."""
     return [results.write_csv(path, data["rows"]), figures.crossover(path, data["rows"], data["device"])]
@@ -117,14 +124,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=shapes.NAMES)
     parser.add_argument("--points", nargs="+", help="batch x length")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--redraw", type=Path, metavar="FILE.json", help="measure nothing: draw this result anew")
+    parser.add_argument(
+        "--redraw", type=Path, nargs="+", metavar="FILE.json", help="measure nothing: draw these results as one"
+    )
     asked = parser.parse_args()
     if asked.redraw:
-        data = json.loads(asked.redraw.read_text(encoding="utf-8"))
+        data = joined([json.loads(path.read_text(encoding="utf-8")) for path in asked.redraw])
         show(data)
-        print(*drawn(asked.redraw.with_suffix(""), data), sep="\n")
+        print(*drawn(asked.redraw[0].with_suffix(""), data), sep="\n")
         return
     device = results.device_of(asked)
+    path = results.stem(asked.out, "-".join(["crossover", *(asked.models or ())]), device, asked.tiny)
     asked.models = asked.models or (
         ["gpt2", "tinyllama-1.1b"] if asked.tiny else ["gpt2", "gpt2-medium", "tinyllama-1.1b", "llama-7b"]
     )
@@ -132,7 +142,6 @@ def main() -> None:
     asked.rounds = asked.rounds or (2 if asked.tiny else 3 if asked.quick else 5)
     bench = Bench(device, 0.02 if asked.tiny else 0.1 if asked.quick else 0.5, least=2, most=20, debug=asked.debug)
     rows: list[dict[str, Any]] = []
-    path = results.stem(asked.out, "crossover", device, asked.tiny)
     data = results.header("crossover", device) | {"rank": 8, "targets": "all-linear"}
     for name in asked.models:
         rows += model_run(name, asked, device, bench)
