@@ -145,11 +145,21 @@ def members(budget: Budget, needs: Callable[[int], int | None], most: int) -> di
     ``needs``: members → bytes. ``fixed_bytes`` are there however many they are.
     """
     most = min(most, LARGEST_COHORT)
-    one, two = needs(1), needs(2)
     record: dict[str, Any] = {"budget_bytes": budget.bytes, "budget_source": budget.source, "margin": MARGIN}
+    room = int(budget.bytes * MARGIN)
+    two, every = needs(2), needs(most) if most > 2 else None
+    if two is not None and every is not None and every <= room:  # the common case takes two forecasts
+        each = (every - two) // (most - 2)
+        reason = f"all fit, {every:,} of {budget.bytes:,} bytes"
+        return record | {
+            "size": most,
+            "fixed_bytes": every - most * each,
+            "bytes_per_member": each,
+            "reason": reason,
+        }
+    one = needs(1)
     if one is None or two is None:
         return record | {"size": 1, "fixed_bytes": None, "bytes_per_member": None, "reason": "memory is not predicted"}
-    room = int(budget.bytes * MARGIN)
     record |= {"fixed_bytes": 2 * one - two, "bytes_per_member": two - one}
     if one > room:
         reason = f"one run alone needs {one / 1e9:.1f} GB, with a margin of {1 - MARGIN:.0%} more than there is"

@@ -47,8 +47,9 @@ Say = Callable[..., None]
 
 @dataclass
 class Base:
-    """One base of the study, as far as it could be looked at."""
+    """One base of the study, as far as it could be looked at; ``key`` names it in the record."""
 
+    key: str
     source: sources.Source
     config: Any
     linears: list[Linear]
@@ -67,6 +68,7 @@ class Inspection:
         self.weights = bool(job.get("weights", True))
         self.bases: dict[str, Base] = {}
         self.data: dict[str, Tokenized] = {}
+        self.built: dict[tuple[str, str], Tokenized] = {}
         self.data_records: dict[str, dict[str, Any]] = {}
         self.cells = {c["key"]: Cell.model_validate(tuples(c["config"])) for c in job["cells"]}
         self.predictions = Predictions()
@@ -128,7 +130,7 @@ class Inspection:
                 {"name": x.name, "layer": x.layer, "kind": x.kind, "d_in": x.d_in, "d_out": x.d_out} for x in linears
             ],
         }
-        self.bases[key] = Base(source, config, linears, total, record, cell.base.add_tokens)
+        self.bases[key] = Base(key, source, config, linears, total, record, cell.base.add_tokens)
         return self.bases[key]
 
     def tokenizer(self, base: Base) -> Any:
@@ -146,9 +148,12 @@ class Inspection:
             raise SpecError(
                 f"{cell.task.max_length} tokens, but {base.record['name']} has {limit} positions", "task.max_length"
             )
+        known = (base.key, cell.task.model_dump_json())
+        if known in self.built:
+            return self.built[known].key, self.built[known]
         self.say("tokenize", task=cell.task.name or cell.task.data)
         try:
-            made = build(
+            made = self.built[known] = build(
                 cell.task,
                 self.tokenizer(base),
                 sources.tokenizer_fingerprint(base.source, base.add_tokens),
@@ -159,8 +164,8 @@ class Inspection:
             if self.weights or (local and isinstance(error, DataError)):
                 raise
             reason = one_line(error)
-            known = next((k for k, entry in self.data_records.items() if entry["reason"] == reason), None)
-            key = known or f"unread-{len(self.data_records)}"
+            same = next((k for k, entry in self.data_records.items() if entry["reason"] == reason), None)
+            key = same or f"unread-{len(self.data_records)}"
             self.data_records[key] = {
                 "status": "failed",
                 "reason": reason,
@@ -225,7 +230,7 @@ class Inspection:
         weights = sum(x.params for x in quantized)
         bits = sum(predicted_bits(assignment[x.name], cell.double_quant, cell.block_size) * x.params for x in quantized)
         return {
-            "base": next(name for name, b in self.bases.items() if b is base),
+            "base": base.key,
             "data": data_key,
             "trainable_params": trainable,
             "head_params": (self.labels(cell, data) or 0) * int(base.config.hidden_size),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,8 @@ class Predictions:
     ) -> Forecast:
         """The forecast of ``members`` runs of ``cell``, and of cells ``beside``, side by side; ``evaluated``: with an evaluation after
         the step."""
+        if pick_storage(cell) == "unquantized":
+            storage = "unquantized"
         plan = Plan(
             cell,
             setting.config,
@@ -73,6 +75,8 @@ class Predictions:
         key = _key(plan)
         if key not in self._known:
             self._known[key] = forecast(plan)
+            if plan.evaluation is not None:  # what its training takes is known with it
+                self._known.setdefault(_key(replace(plan, evaluation=None)), self._known[key])
         return self._known[key]
 
     def fit(self, cell: Cell, setting: Setting, budget: Budget, *, grow: bool = True) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def _arrived(parameter: Any, device: torch.device) -> Any:
         return parameter.to(device)
     import bitsandbytes.functional as bnb
 
-    bnb.name2qmap.setdefault("dynamic", bnb.create_dynamic_map())  # else it keeps a map without values, for everyone
+    if "dynamic" not in bnb.name2qmap:  # else it keeps a map without values, for everyone
+        bnb.name2qmap["dynamic"] = bnb.create_dynamic_map()
     return parameter._quantize(device)
 
 

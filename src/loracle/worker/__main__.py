@@ -20,6 +20,7 @@ from loracle.base.log import logger, to_stderr
 from loracle.store.claims import claim
 from loracle.store.files import SCHEMA, read_json, write_json
 from loracle.store.layout import StudyFolder
+from loracle.worker.imports import importing
 
 CLAIM_WAIT_S = 60.0
 NOTHING_LEFT = (
@@ -118,56 +119,65 @@ def _study_folder(folder: Path) -> StudyFolder:
 
 
 def _inspect(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    from loracle.diagnose.inspect import inspect
+    with importing():
+        from loracle.diagnose.inspect import inspect
 
     return inspect(_study_folder(folder), job, say)
 
 
 def _train(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
-    from loracle.worker.train import TrainJob
+    with importing():
+        from loracle.worker.train import TrainJob
 
     return TrainJob(_study_folder(folder), folder, job, say, stop).run()
 
 
 def _diagnose(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    from loracle.diagnose.pairs import diagnose
+    with importing():
+        from loracle.diagnose.pairs import diagnose
 
     return diagnose(_study_folder(folder), job)
 
 
 def _sensitivity(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    from loracle.diagnose.sweeps import sensitivity
+    with importing():
+        from loracle.diagnose.sweeps import sensitivity
 
     return sensitivity(_study_folder(folder), job, say)
 
 
 def _allocation(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    from loracle.diagnose.importance import importance
+    with importing():
+        from loracle.diagnose.importance import importance
 
     return importance(_study_folder(folder), job, say)
 
 
 def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    from loracle.diagnose.probe import probe
+    with importing():
+        from loracle.diagnose.probe import probe
 
     return probe(_study_folder(folder), job, say)
 
 
 def _judge(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
-    from loracle.evaluate.judging.local import judge_job
+    with importing():
+        from loracle.evaluate.judging.local import judge_job
 
     return judge_job(_study_folder(folder), job, say, stop)
 
 
 def _evaluate(folder: Path, job: dict[str, Any], stop: Stop) -> dict[str, Any]:
-    from loracle.worker.score import score_job
+    with importing():
+        from loracle.worker.score import score_job
 
     return score_job(folder, job, say, stop)
 
 
 def prepare_torch(threads: int | None) -> None:
     """Fixed thread count; deterministic algorithms on a CPU, where equal bits are promised: on a GPU they cost time and promise none."""
-    import torch
+    with importing():
+        import torch
 
     if threads:
         torch.set_num_threads(threads)

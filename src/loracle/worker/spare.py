@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loracle.worker.imports import importing
+
 CHUNK = 1 << 16
 # What the jobs of a study import, now and in their course.
 MODULES = (
@@ -32,8 +34,9 @@ def wait_for_job(modules: Sequence[str] = MODULES) -> Path | None:
 
     stderr, a file of its own until now, goes on in the job's ``log.txt``.
     """
-    for name in modules:
-        importlib.import_module(name)
+    with importing():
+        for name in modules:
+            importlib.import_module(name)
     line = sys.stdin.buffer.readline()
     try:
         folder = Path(json.loads(line)["folder"])
