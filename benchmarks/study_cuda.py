@@ -5,7 +5,8 @@
 Two precisions (bf16, nf4) × ranks 2, 4, 8, 16 × three seeds, 200 steps of 4 rows, evaluation on 100 held-out rows, no generation on
 either side. Ours: ``loracle run`` as a process of its own, wall clock from its start, reload checks and report included. The rivals:
 a process that trains runs in turn (load, attach, train, evaluate, save); of its 24 runs one of each kind is measured in full and the
-rest is extrapolated, which the file says. Both sides take turns. ``--write-reduced FILE`` only writes the rows that are used.
+rest is extrapolated, which the file says. Both sides take turns, and find their libraries compiled to bytecode, as pip leaves them.
+``--write-reduced FILE`` only writes the rows that are used.
 """
 
 from __future__ import annotations
@@ -27,10 +28,26 @@ from gpu import results, study_files
 SRC = Path(__file__).resolve().parent
 
 
-def environment() -> dict[str, str]:
-    """This process's environment with absolute import paths, and no hub."""
+def environment(place: Path) -> dict[str, str]:
+    """This process's environment with absolute import paths, no hub, and bytecode that is kept in ``place``: some machines keep none,
+    and every process compiles torch anew."""
     paths = [str(SRC), *(str(Path(p).resolve()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    found = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONPYCACHEPREFIX": str(place / "bytecode")}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | found | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def compile_libraries(place: Path) -> None:
+    """What both sides import, once, as an installation does."""
+    subprocess.run(
+        [sys.executable, "-m", "loracle.worker", "--spare"],
+        env=environment(place),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    modules = "gpu.rival_runs, loracle.report.write, loracle.diagnose.inspect"
+    subprocess.run([sys.executable, "-c", f"import {modules}"], env=environment(place), capture_output=True, check=True)
 
 
 def ours(study: Path, folder: Path, sets: list[str]) -> dict[str, Any]:
@@ -41,7 +58,9 @@ def ours(study: Path, folder: Path, sets: list[str]) -> dict[str, Any]:
     started, begun = time.time(), time.perf_counter()
     with open(log, "w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "loracle", "run", str(study), "--out", str(folder), *extra]
-        code = subprocess.run(command, env=environment(), stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            command, env=environment(folder.parent), stdout=out, stderr=subprocess.STDOUT, check=False
+        ).returncode
     wall = time.perf_counter() - begun
     if code not in (0, 3):  # 3: some runs did not end as they should
         print(log.read_text(encoding="utf-8")[-3000:], flush=True)
@@ -101,7 +120,7 @@ def rivals(job: dict[str, Any], place: Path) -> dict[str, Any]:
     place.write_text(json.dumps(job))
     begun = time.perf_counter()
     code = subprocess.run(
-        [sys.executable, "-m", "gpu.rival_runs", str(place)], env=environment(), check=False
+        [sys.executable, "-m", "gpu.rival_runs", str(place)], env=environment(place.parent), check=False
     ).returncode
     wall = time.perf_counter() - begun
     found = json.loads(Path(job["out"]).read_text()) if code == 0 else {"warmup_s": 0.0, "runs": []}
@@ -183,7 +202,11 @@ def main() -> None:
         rows = study_files.reduced(asked.data, place / "rows.json", asked.samples)
         tree = study_files.study_tree("bench", place / "base", place / "rows.json", asked)
         (place / "study.yaml").write_text(json.dumps(tree))  # YAML holds JSON
+        compile_libraries(place)
         sets = [*asked.set, f"run.device={device.type}", f"run.compile={asked.compile}"]
+        shown = tree | {"base": {"model": "base"}, "task": tree["task"] | {"data": "rows.json"}}
+        facts = {"tokenizer": tokenizer, "rows": rows, "study": shown, "settings": sets}
+        facts["bytecode"] = "compiled beforehand, on both sides"
         for repeat in range(asked.repeats):
             mine.append(ours(place / "study.yaml", place / f"study{repeat}", sets))
             print(
@@ -193,7 +216,7 @@ def main() -> None:
             if repeat == 0 or not asked.quick:
                 theirs.append(rivals(job_of(tree, place, asked, device.type), place / "job.json"))
                 print(f"  [{time.perf_counter() - begun:5.0f} s] rivals: {theirs[-1]['wall_s']:.1f} s", flush=True)
-    report(asked, device, mine, theirs, {"tokenizer": tokenizer, "rows": rows, "study": tree, "settings": sets})
+            report(asked, device, mine, theirs, facts)  # a run that is cut keeps what it has
 
 
 def report(
@@ -205,7 +228,6 @@ def report(
 ) -> None:
     """Write the file, print the table."""
     runs = 2 * len(asked.ranks) * len(asked.seeds)
-    facts["study"]["base"]["model"], facts["study"]["task"]["data"] = "base", "rows.json"
     good = [m["wall_s"] for m in mine if m["runs"]]
     median = statistics.median(good) if good else None
     estimates = [e for kind in ("usual", "matched") if (e := extrapolated(theirs, kind, runs))]

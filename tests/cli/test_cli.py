@@ -13,6 +13,7 @@ import pytest
 
 import loracle.report
 from loracle.cli import main
+from loracle.cli.doctor import advise
 from loracle.spec import load_study
 from loracle.store.claims import claim
 
@@ -232,6 +233,8 @@ def test_doctor(home, call, monkeypatch):
     assert facts["cores"] >= 1
     text = call("doctor")[1]
     assert "bitsandbytes is missing" in text
+    assert "bytecode" not in text
+    assert any("PYTHONPYCACHEPREFIX" in line for line in advise({"torch": "2.0", "bytecode": False}))
     monkeypatch.setenv("LORACLE_WORKER_COMMAND", f"{sys.executable} -c 'raise SystemExit(\"broken\")'")
     assert "broken" in call("doctor")[1]
 

@@ -105,6 +105,11 @@ def advise(facts: dict[str, Any]) -> list[str]:
         advice.append("triton is missing: steps on this GPU take several times as long (pip install triton)")
     if facts.get("bitsandbytes") is None:
         advice.append("bitsandbytes is missing: nf4, fp4 and int8 will not work (pip install bitsandbytes)")
+    if facts.get("bytecode") is False:
+        advice.append(
+            "torch's bytecode is not kept (PYTHONDONTWRITEBYTECODE is set, or the installation is read-only): every worker "
+            "compiles it anew, which takes seconds (unset it and name a folder in PYTHONPYCACHEPREFIX)"
+        )
     if facts.get("hub") == "not reachable":
         advice.append("the hub cannot be reached: use model folders, local data, or gpt2-demo")
     return advice

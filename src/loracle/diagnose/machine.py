@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ def facts() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "bitsandbytes_cpu_bf16_kernel": _bf16_kernel(),
+        "bytecode": _bytecode(),
     }
 
 
@@ -61,6 +63,12 @@ def _bf16_kernel() -> bool | None:
         return bool(has_avx512bf16())
     except Exception:
         return None
+
+
+def _bytecode() -> bool:
+    """Whether Python found torch compiled. Where it may not keep what it compiles, every process does it again."""
+    cached = torch.nn.functional.__spec__ and torch.nn.functional.__spec__.cached
+    return bool(cached) and Path(str(cached)).is_file()
 
 
 def _version(name: str) -> str | None:

@@ -79,6 +79,7 @@ class TrainJob:
         self.cell = self.members[0].cell
         self.notes: list[str] = []
         self.peak: int | None = None
+        self.reserved: int | None = None
         self.energy = Energy(None, None, "the training was not finished")
         self.trackers = Trackers(job.get("track", ()), job.get("study", folder.root.name), folder, self.members)
 
@@ -106,7 +107,8 @@ class TrainJob:
         self.stop.now()
         if fit.graphs.reason:
             self.notes.append(fit.graphs.reason)
-        self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None  # of training alone
+        if torch.cuda.is_available():  # of training alone, and of this process
+            self.peak, self.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         fit.finish()
         self.energy = meter.stop(resumed)
         hashes = self.save_adapters(loaded, cohort, fit.settings.pad_id)
@@ -250,6 +252,7 @@ class TrainJob:
             "reload_s": time.monotonic() - started,
             "evaluate_s": evaluation.seconds,
             "peak_allocated_bytes": self.peak,
+            "peak_reserved_bytes": self.reserved,
             "device": device_name(loaded.device),
             "notes": self.notes,
         }
