@@ -53,6 +53,10 @@ def test_a_makespan_is_extrapolated_from_what_was_measured() -> None:
     found = study.extrapolated([{"runs": runs, "start_s": 5.0}], "usual", 24)
     assert found["makespan_s"] == 5 + 12 * 30
     assert study.extrapolated([{"runs": runs, "start_s": 5.0}], "matched", 24) is None
+    again = [*runs, {"kind": "usual LoRA", "run_s": 6.0}]  # what a process's first run takes more counts once
+    found = study.extrapolated([{"runs": again, "start_s": 5.0}], "usual", 24)
+    assert found["makespan_s"] == 5 + 10 + 11 * 6 + 12 * 20
+    assert found["extrapolated"] == "from 2 LoRA and 1 QLoRA runs to 24"
 
 
 def test_a_failed_arm_is_a_row_and_the_rest_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
