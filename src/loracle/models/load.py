@@ -165,7 +165,8 @@ def prepare(
     config = model.config
     total = count_parameters(model)
     linears = linear_map(model, config.model_type)
-    chosen = storage or pick_storage(cell)
+    own = pick_storage(cell)
+    chosen = own if own == "unquantized" else storage or own
     if there:
         assignment = adopt(model, there, cell, linears, chosen, dtype)
     else:
