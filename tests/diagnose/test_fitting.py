@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from loracle.diagnose.fitting import (
     LARGEST_COHORT,
     MARGIN,
+    TRIES,
     Budget,
     Change,
     Settings,
@@ -74,15 +79,42 @@ def test_nothing_known_nothing_said() -> None:
     assert found["largest_batch"] is None
 
 
-def test_largest_is_exact_on_a_line_and_checked_off_one() -> None:
-    assert largest(4, 1000, lambda n: 100 + 50 * n) == 18
-    assert largest(4, 1000, lambda n: 100 + 50 * n, most=10) == 10
-    assert largest(8, 120, lambda n: 100 + 50 * n) is None
-    assert largest(8, 160, lambda n: 100 + 50 * n) == 1
-    bent = largest(4, 1000, lambda n: 100 + 50 * n + (n > 10) * 7 * (n - 10))
-    assert bent is not None
-    assert 100 + 50 * bent + (bent > 10) * 7 * (bent - 10) <= 1000
-    assert bent >= 16
+SHAPES = {
+    "a line": lambda n: 100 + 50 * n,
+    "bent": lambda n: 100 + 50 * n + (n > 10) * 7 * (n - 10),
+    "in blocks": lambda n: 100 + 200 * (n // 7),
+    "flat, then steep": lambda n: 400 + (n > 30) * 90 * (n - 30),
+    "steep, then flat": lambda n: 90 * min(n, 9) + n,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("now", [1, 2, 4, 8, 60])
+def test_the_largest_that_fits_is_found_however_needs_grow(shape: Callable[[int], int], now: int) -> None:
+    for budget in (90, 120, 160, 450, 1000, 1010, 5000):
+        asked: list[int] = []
+
+        def needs(n: int, asked: list[int] = asked) -> int:
+            asked.append(n)
+            return shape(n)
+
+        found, true = (
+            largest(now, budget, needs, 500),
+            max((n for n in range(1, 501) if shape(n) <= budget), default=None),
+        )
+        assert len(asked) <= TRIES
+        if true is None:
+            assert found is None
+        else:
+            assert found is not None
+            assert shape(found) <= budget
+            assert true - found <= max(1, true // 25), (now, budget, found, true)
+
+
+def test_largest_ends_where_nothing_is_known() -> None:
+    assert largest(4, 1000, lambda n: None, 10) is None
+    assert largest(4, 1000, lambda n: 10 if n < 8 else None, 100) == 4
+    assert largest(4, 1000, lambda n: 100 + 50 * n, 10) == 10
 
 
 def test_members_leave_a_margin() -> None:
@@ -94,6 +126,23 @@ def test_members_leave_a_margin() -> None:
     alone = members(Budget(1000, "a card"), lambda n: 1000 + 100 * n, 500)
     assert alone["size"] == 1
     assert "more than there is" in alone["reason"]
+
+
+def test_as_many_members_as_fit_and_a_line_through_what_was_forecast() -> None:
+    def needs(n: int) -> int:  # the first alone has fewer adapters; then in blocks
+        return 800 if n == 1 else 1000 + 300 * (n // 3)
+
+    for size in (2, 5, 12):
+        found = members(Budget(math.ceil(needs(size) / MARGIN), "a card"), needs, 12)
+        assert found["size"] == max(n for n in range(1, 13) if needs(n) <= int(found["budget_bytes"] * MARGIN))
+        assert found["fixed_bytes"] + found["size"] * found["bytes_per_member"] == needs(found["size"])
+    single = members(Budget(1000, "a card"), needs, 1)
+    assert (single["size"], single["fixed_bytes"], single["bytes_per_member"]) == (1, 800, 0)
+
+
+def test_a_4_bit_precision_comes_with_its_settings() -> None:
+    config = {"precision": "bf16", "double_quant": None, "block_size": None}
+    assert changed(config, {"precision": "nf4"}) == {"precision": "nf4", "double_quant": True, "block_size": 64}
 
 
 def test_a_smaller_batch_keeps_the_step() -> None:

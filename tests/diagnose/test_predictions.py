@@ -55,6 +55,7 @@ def test_the_largest_packed_batch_is_that_of_the_runs_own_data_orders() -> None:
     assert packed_geometry(single, ROWS, range(20)) == Geometry(1, 320, 64)
     pinned = cell(**{"train.batch_size": 1, "train.steps": 1, "train.order_seed": 3})
     assert packed_geometry(pinned, ROWS, range(20)) == packed_geometry(single, ROWS, (3,))
+    assert packed_geometry(pinned, ROWS, (1,), (0, 4, 9)) == packed_geometry(single, ROWS, (3, 7, 12))
 
 
 def test_nothing_is_packed_without_seeds_or_where_rows_are_equally_long() -> None:
@@ -82,6 +83,28 @@ def test_a_cohort_of_unlike_targets_has_room_for_all_of_them() -> None:
     budget = Budget(2 * 10**9, "a card")
     alike, unlike = (predictions.group(cells, [WIDE, WIDE], budget, 40) for cells in ([mlp, mlp], [mlp, attention]))
     assert unlike["bytes_per_member"] > alike["bytes_per_member"]
+
+
+def test_a_group_whose_dequantized_weights_do_not_fit_is_sized_in_quantized_storage_too() -> None:
+    predictions, one = Predictions(), cell(precision="nf4")
+    dense, packed = (predictions.of(one, WIDE, storage=s).needs_bytes or 0 for s in ("dequantized", "quantized"))
+    assert packed < dense
+    found = predictions.group([one], [WIDE], Budget(dense - 1, "a card"), 3)
+    assert (found["storage"], found["size"]) == ("dequantized", 1)
+    assert found["quantized"]["storage"] == "quantized"
+    size, room = found["quantized"]["size"], (dense - 1) * found["margin"]
+    assert size == 1 or (predictions.of(one, WIDE, members=size).needs_bytes or 0) <= room
+    assert "quantized" not in predictions.group([one], [WIDE], Budget(2 * dense, "a card"), 3)
+
+
+def test_the_copy_for_the_best_checkpoint_is_counted() -> None:
+    predictions = Predictions()
+    kept = cell(**{"train.best_checkpoint": True, "train.eval_every": 1})
+    with_copy, without = predictions.of(kept, WIDE), predictions.of(cell(), WIDE)
+    copy = without.components["gradients"]  # as many parameters, in float32 too
+    assert copy
+    assert (with_copy.peak_bytes or 0) - (without.peak_bytes or 0) == copy
+    assert with_copy.components == without.components | {"rest": (without.components["rest"] or 0) + copy}
 
 
 def test_budgets() -> None:

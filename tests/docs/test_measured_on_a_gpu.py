@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_a_whole_study() -> None:
     later = alone["estimates"][0]
     assert f"({later['first_lora_run_s']:.1f} s)" in SPEED
     assert f"took {later['lora_run_s']:.1f} s" in SPEED
-    assert f"QLoRA's {later['first_qlora_run_s']:.1f} and then {later['qlora_run_s']:.1f} s" in SPEED
+    assert f"QLoRA's took {later['first_qlora_run_s']:.1f} and then {later['qlora_run_s']:.1f} s" in SPEED
     parts = [f"{found['ours'][-1]['parts'][name]:.0f}" for name in PARTS]
     assert f"{parts[0]} went by until the plan, {parts[1]} in the cohorts, {parts[2]} after them" in SPEED
     for cohort in found["ours"][-1]["cohorts"]:
@@ -120,6 +121,13 @@ def test_the_ledger() -> None:
     left = max(abs(cell["unexplained_share"]) for cell in done if cell["checkpointing"])
     assert f"at most {left:.1%} in those with checkpointing" in MEMORY
     assert f"{summary['seconds']:.0f} s" in MEMORY
+    reserved = [abs(c["predicted_reserved_bytes"] / c["measured_reserved_bytes"] - 1) for c in done]
+    assert f"off by {statistics.median(reserved):.1%} in the median and by {max(reserved):.1%} at most" in MEMORY
+    seconds = sorted(cell["forecast_s"] for cell in done)
+    assert f"in {seconds[0]:.1f} to {seconds[-2]:.1f} s a cell\n({seconds[-1]:.1f} s the first of a process" in MEMORY
+    cohorts = result("study-nvidia-h200")["ours"][0]["cohorts"]
+    shown = [" and ".join(mib(c[f"peak_{which}_bytes"]) for c in cohorts) for which in ("allocated", "reserved")]
+    assert f"of {shown[0]} MiB had {shown[1]} reserved" in MEMORY
     large = {(c["precision"], c["batch"]): c for c in done if c["shape"] == "Llama-7B" and c["length"] == 512}
     for batch in (1, 4):
         bf16, nf4 = (large[side, batch] for side in ("bf16", "nf4"))

@@ -121,8 +121,8 @@ def inspect(job: dict, root: Path) -> dict:
 
 def train(job: dict, folder: Path, root: Path) -> dict:
     members = job["members"]
-    if "oom_beside" in OPTIONS and others(folder):
-        return {"status": "oom", "reason": "out of memory"}
+    if "ends_beside" in OPTIONS and others(folder):
+        return {"status": OPTIONS["ends_beside"], "reason": "out of memory"}
     if len(members) > OPTIONS.get("oom_above", 1000) or any(
         m["run"].startswith(OPTIONS.get("oom_run", "-")) for m in members
     ):

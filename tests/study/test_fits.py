@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from loracle.base.gpu import CONTEXT
 from loracle.spec.study import Run
 from loracle.store.files import read_json
 from loracle.study import run_study
@@ -53,12 +54,18 @@ def test_the_margin_is_for_what_has_a_smaller_way():
 
 def test_dequantized_storage_gives_way_where_it_does_not_fit():
     fit = {"needs_bytes": 30}
-    found = {"size": 1, "storage": "dequantized", "fixed_bytes": 110, "bytes_per_member": 10}
+    packed = {"size": 7, "storage": "quantized", "fixed_bytes": 20, "bytes_per_member": 10, "reason": "as many as fit"}
+    found = {"size": 1, "storage": "dequantized", "fixed_bytes": 110, "bytes_per_member": 10, "quantized": packed}
     record = {"cells": {"c": {"storage": "dequantized", "fit": fit}}, "sizing": {"g": found}, "data": {}}
     new = stored_to_fit(record, {"g": ["c"]}, 100)
     assert new["cells"]["c"]["storage"] == "quantized"
-    assert new["sizing"]["g"]["size"] == 7  # 30 for one, 10 for each more, 92 in all
+    assert new["sizing"]["g"]["size"] == 7
     assert group_needs(new["sizing"]["g"], 7) == 90
+    assert new["sizing"]["g"]["reason"] == "dequantized weights do not fit: quantized storage, as many as fit"
+    del found["quantized"]  # planned for another card: what one run needs is known, and no more
+    alone = stored_to_fit(record, {"g": ["c"]}, 100)["sizing"]["g"]
+    assert (alone["size"], group_needs(alone, 1), alone["storage"]) == (1, 30, "quantized")
+    found["quantized"] = packed
     assert stored_to_fit(record, {"g": ["c"]}, 120) == record
     assert stored_to_fit(record, {"g": ["c"]}, None) == record
     assert stored_to_fit(record, {}, 100) == record  # the study says which storage
@@ -68,7 +75,7 @@ def test_dequantized_storage_gives_way_where_it_does_not_fit():
 
 def test_a_smaller_gpu_is_a_share_of_the_card(monkeypatch):
     assert memory_fraction(Run(), CARD) is None
-    assert memory_fraction(Run(gpu_memory="20GB"), CARD) == 0.25
+    assert memory_fraction(Run(gpu_memory="20GB"), CARD) == 0.25 - CONTEXT / CARD["gpu_memory_bytes"]
     assert memory_fraction(Run(gpu_memory="80GB"), CARD) is None
     assert memory_fraction(Run(gpu_memory="20GB"), {"device": "cpu"}) is None
     monkeypatch.setenv("LORACLE_MEMORY_FRACTION", "0.5")
@@ -187,8 +194,9 @@ def test_cohorts_and_probes_spread_over_the_gpus(gpu, make_study, tmp_path):
     assert all(len({at for _, at in jobs}) == len(jobs) for jobs in probes)  # one a GPU
 
 
-def test_what_runs_out_of_memory_beside_another_gets_the_gpu_to_itself(gpu, make_study, tmp_path):
-    gpu(sizing={"fixed_bytes": 20, "bytes_per_member": 5}, job_s=0.3, oom_beside=True)
+@pytest.mark.parametrize("status", ["oom", "failed"])  # a full card's libraries fail in words of their own
+def test_what_fails_beside_another_gets_the_gpu_to_itself(gpu, make_study, tmp_path, status):
+    gpu(sizing={"fixed_bytes": 20, "bytes_per_member": 5}, job_s=0.3, ends_beside=status)
     assert run_study(make_study("run.workers=auto"), tmp_path / "study").exit_code == 0
     assert not read_json(tmp_path / "study" / "plan.json")["splits"]  # composition, and so the bits, are as planned
 
@@ -204,7 +212,9 @@ def test_the_memory_asked_for_reaches_the_jobs(gpu, make_study, tmp_path):
     run_study(make_study("run.gpu_memory=50B", "questions=[memory]"), tmp_path / "study")
     jobs = {p.parent.parent.name: read_json(p) for p in (tmp_path / "study").glob("[cp]*/*/job.json")}
     assert read_json(tmp_path / "study" / "jobs" / "inspect" / "job.json")["gpu_memory"] == "50B"
-    assert jobs["cohorts"]["memory_fraction"] == jobs["probes"]["memory_fraction"] == 0.5
+    assert (
+        jobs["cohorts"]["memory_fraction"] == jobs["probes"]["memory_fraction"] == 0.25
+    )  # half of it is left at least
 
 
 def test_the_plan_says_what_fits(fake, make_study):

@@ -15,6 +15,8 @@ MARGIN = 0.92
 LARGEST_COHORT = 64
 MOST_BATCH = 4096
 """Rows of the largest batch that is looked for: a forecast of many more takes gigabytes itself, and no one trains so."""
+TRIES = 12
+"""Forecasts for one such search at most."""
 SMALLER_OPTIMIZER = "paged_adamw_8bit"
 SMALLER_PRECISION = "nf4"
 
@@ -85,29 +87,39 @@ def judge(settings: Settings, budget: Budget, needs: Needs, *, grow: bool = True
     }
 
 
-def largest(now: int, budget: int, needs: Callable[[int], int | None], most: int | None = None) -> int | None:
-    """The largest number up to ``most`` whose need is within ``budget``; null where 1 is too much or nothing is known.
+def largest(now: int, budget: int, needs: Callable[[int], int | None], most: int) -> int | None:
+    """The largest number up to ``most`` that was found to fit, to within 2% above 50; null where none was, or nothing is known.
 
-    Two points give the line, the number that it promises is checked, and taken back by as much as the check says.
+    It lies between one that fits and one that does not. The next to try is where the line through both meets the budget, or
+    through two that fit; bytes move in blocks of up to 20 MiB, so where the line is flat it is four times as many, or the middle.
     """
-    other = max(1, now // 2) if now > 1 else 2
-    low, high = sorted((now, other))
-    at_low, at_high = needs(low), needs(high)
-    if at_low is None or at_high is None:
-        return None
-    slope = (at_high - at_low) / (high - low)
-    if slope <= 0:
-        return most if at_high <= budget else None
-    found = int(low + (budget - at_low) / slope)
-    found = min(found, most) if most is not None else found
-    for _ in range(3):
-        if found < 1:
-            return None
-        need = needs(found)
-        if need is None or need <= budget:
-            return found if need is not None else None
-        found = min(found - 1, int(found - (need - budget) / slope))
-    return found if found >= 1 else None
+    fit, over = list[tuple[int, int]](), list[tuple[int, int]]()  # (number, bytes), best last
+    number, last = min(now, most), None
+    for _ in range(TRIES):
+        need = needs(number)
+        if need is None:
+            break
+        side = fit if need <= budget else over
+        side.append((number, need))
+        low, high = fit[-1][0] if fit else 0, over[-1][0] if over else most + 1
+        if high - low <= max(1, low // 50):
+            break
+        stalls = side is last and fit and over  # the line keeps to one side: it is none
+        number = (low + high) // 2 if stalls else min(max(_next(fit, over, budget), low + 1), high - 1)
+        last = side
+    return fit[-1][0] if fit else None
+
+
+def _next(fit: list[tuple[int, int]], over: list[tuple[int, int]], budget: int) -> int:
+    """The number to try next; it may lie beyond the bracket."""
+    if not fit:
+        return over[-1][0] // 2
+    (low, at_low), ahead = fit[-1], over[-1] if over else None
+    known = ahead or (fit[-2] if len(fit) > 1 else None)
+    slope = (known[1] - at_low) / (known[0] - low) if known else 0.0
+    if slope > 0:
+        return int(low + (budget - at_low) / slope)
+    return (low + ahead[0]) // 2 if ahead else 4 * low
 
 
 def smallest_change(settings: Settings, budget: Budget, needs: Needs) -> tuple[Change | None, int | None]:
@@ -142,36 +154,32 @@ def _candidates(settings: Settings) -> list[Change]:
 def members(budget: Budget, needs: Callable[[int], int | None], most: int) -> dict[str, Any]:
     """How many runs fit side by side: ``{size, fixed_bytes, bytes_per_member, budget_bytes, margin, reason}``.
 
-    ``needs``: members → bytes. ``fixed_bytes`` are there however many they are.
+    ``needs``: members → bytes. ``fixed_bytes`` are there however many they are: the line is exact at two and at ``size`` runs, and
+    a few percent low between them.
     """
     most = min(most, LARGEST_COHORT)
     record: dict[str, Any] = {"budget_bytes": budget.bytes, "budget_source": budget.source, "margin": MARGIN}
     room = int(budget.bytes * MARGIN)
-    two, every = needs(2), needs(most) if most > 2 else None
-    if two is not None and every is not None and every <= room:  # the common case takes two forecasts
-        each = (every - two) // (most - 2)
-        reason = f"all fit, {every:,} of {budget.bytes:,} bytes"
-        return record | {
-            "size": most,
-            "fixed_bytes": every - most * each,
-            "bytes_per_member": each,
-            "reason": reason,
-        }
-    one = needs(1)
-    if one is None or two is None:
+    every = needs(most)  # all of them, which is the common case, or as many as are found to fit
+    size = most if every is not None and every <= room else largest(1, room, needs, most) or 1
+    need, two = needs(size), needs(2) if most > 1 else 0
+    if need is None or two is None:
         return record | {"size": 1, "fixed_bytes": None, "bytes_per_member": None, "reason": "memory is not predicted"}
-    record |= {"fixed_bytes": 2 * one - two, "bytes_per_member": two - one}
-    if one > room:
-        reason = f"one run alone needs {one / 1e9:.1f} GB, with a margin of {1 - MARGIN:.0%} more than there is"
+    each = (need - two) // (size - 2) if size > 2 else two - (needs(1) or two) if most > 1 else 0
+    record |= {"fixed_bytes": need - size * each, "bytes_per_member": each}
+    if need > room:
+        reason = f"one run alone needs {need / 1e9:.1f} GB, with a margin of {1 - MARGIN:.0%} more than there is"
         return record | {"size": 1, "reason": reason}
-    size = min(most, largest(1, room, needs, most) or 1)
     reason = "all fit" if size == most else "predicted: as many as fit"
-    return record | {"size": size, "reason": f"{reason}, {needs(size) or 0:,} of {budget.bytes:,} bytes"}
+    return record | {"size": size, "reason": f"{reason}, {need:,} of {budget.bytes:,} bytes"}
 
 
 def changed(config: Mapping[str, Any], change: Change) -> dict[str, Any]:
-    """A cell's config (a nested mapping) with ``change`` made."""
+    """A cell's config (a nested mapping) with ``change`` made. With another precision come 4-bit settings as they are when nothing
+    is said of them: a 16-bit cell has none."""
     new = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    if "precision" in change:
+        new |= {"double_quant": True, "block_size": 64}
     for path, value in change.items():
         *parents, last = path.split(".")
         place = new

@@ -20,9 +20,10 @@ from loracle.adapters.cohort import Member, attach, member_of
 from loracle.adapters.ranks import Size
 from loracle.adapters.trainee import Trainee
 from loracle.base.errors import LoracleError, one_line
+from loracle.base.gpu import CONTEXT
 from loracle.diagnose.autocast_shapes import AutocastShapes
 from loracle.diagnose.components import base_tensors, quantized_layers, rewrap_checkpoints
-from loracle.diagnose.stand_ins import CONTEXT, device_attention
+from loracle.diagnose.stand_ins import device_attention
 from loracle.diagnose.tracking_memory import MemoryTracker
 from loracle.evaluate.loss import item_losses
 from loracle.models.ledger import COMPONENTS
@@ -193,7 +194,15 @@ def settings_for(cell: Cell, loaded: LoadedBase, geometry: Geometry, steps: int 
     """Settings of ``steps`` optimizer steps over rows that are only shapes."""
     half = loaded.compute_dtype == torch.float16
     accumulation = cell.train.gradient_accumulation
-    return FitSettings(steps, geometry.rows, accumulation, 0, identity="forecast", loss_scaling=half)
+    return FitSettings(
+        steps,
+        geometry.rows,
+        accumulation,
+        0,
+        identity="forecast",
+        best_checkpoint=cell.train.best_checkpoint,
+        loss_scaling=half,
+    )
 
 
 def shape_rows(geometry: Geometry, classifies: bool) -> list[Shape]:

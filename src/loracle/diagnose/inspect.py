@@ -257,7 +257,8 @@ class Inspection:
         vocab = len(self.tokenizer(base)) if base.add_tokens else None
         train, evaluation = (data.train, data.eval) if data else (None, None)
         seeds = tuple(self.job.get("seeds") or ())
-        return Setting(base.config, train, evaluation, self.labels(cell, data), vocab, most, seeds)
+        offsets = tuple(self.job.get("order_offsets") or (0,))
+        return Setting(base.config, train, evaluation, self.labels(cell, data), vocab, most, seeds, offsets)
 
     def trainable(self, cell: Cell, base: Base, data: Tokenized | None) -> int:
         """Trainable parameters of one run, its classification head included."""

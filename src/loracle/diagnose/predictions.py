@@ -22,14 +22,14 @@ from loracle.spec.study import UNQUANTIZED, Cell, parse_bytes
 from loracle.train.order import DataOrder
 from loracle.train.shapes import SCORED_STEP, STEP, up
 
-LOOKED_AT = 20_000  # steps of a training whose batches are counted
+LOOKED_AT = 2_000_000  # rows of a training, over all data orders, whose batches are counted
 
 
 @dataclass(frozen=True)
 class Setting:
     """What a cell stands on: its base's config, its rows (null where they could not be read), how many labels it has, the length of
-    the tokenizer with added tokens, the largest rank that its layers bear (null for methods without one), and the ``seeds`` of the
-    runs whose rows may be packed (none: they may not)."""
+    the tokenizer with added tokens, the largest rank that its layers bear (null for methods without one), the ``seeds`` of the data
+    orders of runs whose rows may be packed (none: they may not), and by how much orders lie off a seed that the cell itself names."""
 
     config: Any
     train: Sequence[Row] | None
@@ -38,6 +38,7 @@ class Setting:
     vocab: int | None
     most_rank: int | None
     seeds: tuple[int, ...] = ()
+    offsets: tuple[int, ...] = (0,)
 
 
 class Predictions:
@@ -69,13 +70,15 @@ class Predictions:
             setting.labels,
             setting.vocab,
             storage,
-            packed_geometry(cell, setting.train, setting.seeds),
+            packed_geometry(cell, setting.train, setting.seeds, setting.offsets),
             tuple(beside),
         )
         key = _key(plan)
         if key not in self._known:
             self._known[key] = forecast(plan)
-            if plan.evaluation is not None:  # what its training takes is known with it
+            if (
+                plan.evaluation is not None and self._known[key].reason is None
+            ):  # what its training takes is known with it
                 self._known.setdefault(_key(replace(plan, evaluation=None)), self._known[key])
         return self._known[key]
 
@@ -95,18 +98,26 @@ class Predictions:
 
     def group(self, cells: Sequence[Cell], settings: Sequence[Setting], budget: Budget, runs: int) -> dict[str, Any]:
         """A group's ``sizing`` in the inspect record: as many of its ``runs`` as fit side by side in the storage that they train in,
-        all taken for the cell that needs most, with room for the adapters of the others: a cohort has room for all at each layer."""
+        all taken for the cell that needs most, with room for the adapters of the others: a cohort has room for all at each layer.
+        Where dequantized weights do not fit even one, ``quantized`` is the sizing in that storage."""
         pairs = list(zip(cells, settings, strict=True))
         cell, setting = max(pairs, key=lambda pair: self.of(*pair).peak_bytes or 0)
         storage = pick_storage(cell)
         others = list({_adapter(c): c for c in cells if _adapter(c) != _adapter(cell)}.values())
         alone = cell.train.base_dropout or "int8" in cell.precision_names  # neighbours would be felt
-        found = fitting.members(
-            budget,
-            lambda n: self.of(cell, setting, members=n, storage=storage, beside=others if n > 1 else ()).needs_bytes,
-            1 if alone else runs,
-        )
-        return {"ms_per_step": None, "candidates": [], "storage": storage, **found}
+
+        def sized(storage: str) -> dict[str, Any]:
+            def needs(n: int) -> int | None:
+                return self.of(cell, setting, members=n, storage=storage, beside=others if n > 1 else ()).needs_bytes
+
+            found = fitting.members(budget, needs, 1 if alone else runs)
+            return {"ms_per_step": None, "candidates": [], "storage": storage, **found}
+
+        found = sized(storage)
+        one = self.of(cell, setting, storage=storage).needs_bytes
+        if storage == "dequantized" and one is not None and one > budget.bytes:
+            found["quantized"] = sized("quantized")
+        return found
 
 
 def budget_of(gpu_memory: str | None, device: torch.device) -> Budget | None:
@@ -139,7 +150,9 @@ def training_geometry(cell: Cell, rows: Sequence[Row] | None) -> Geometry:
     return Geometry(size, min(limit, int(lengths.max())), max(1, math.ceil(int(most.sum()) / len(most))))
 
 
-def packed_geometry(cell: Cell, rows: Sequence[Row] | None, seeds: Sequence[int]) -> Geometry | None:
+def packed_geometry(
+    cell: Cell, rows: Sequence[Row] | None, seeds: Sequence[int], offsets: Sequence[int] = (0,)
+) -> Geometry | None:
     """The largest packed batch of the runs of these seeds, as their data orders have it, rounded as ``train.shapes`` does; None
     without seeds, and where all rows are equally long, which no run packs."""
     if not rows or not seeds:
@@ -148,14 +161,13 @@ def packed_geometry(cell: Cell, rows: Sequence[Row] | None, seeds: Sequence[int]
     if lengths.min() == lengths.max():
         return None
     train = cell.train
-    steps = min(steps_of(cell, len(rows)) or 1, LOOKED_AT)
-    own = seeds if train.order_seed is None else (train.order_seed,)
+    own = seeds if train.order_seed is None else tuple(train.order_seed + offset for offset in offsets)
+    batches = (steps_of(cell, len(rows)) or 1) * train.gradient_accumulation
+    batches = max(1, min(batches, LOOKED_AT // (train.batch_size * len(own))))
     tokens = most = 0
     for seed in own:
         order = DataOrder(seed, len(rows), lengths.tolist() if train.group_by_length else None, train.batch_size)
-        picked = np.array(order.take(0, steps * train.gradient_accumulation * train.batch_size)).reshape(
-            -1, train.batch_size
-        )
+        picked = order.numbers(0, batches * train.batch_size).reshape(-1, train.batch_size)
         tokens = max(tokens, int(lengths[picked].sum(1).max()))
         most = max(most, int(positions[picked].sum(1).max()))
     return Geometry(1, int(up(tokens, STEP)), int(up(most, SCORED_STEP)))

@@ -20,8 +20,6 @@ from loracle.models.memory_labels import counted_as
 
 CUBLAS_WORKSPACE = 32 << 20
 """Bytes that cuBLAS takes through torch's allocator for each thread that multiplies matrices (Hopper; 8,519,680 before it)."""
-CONTEXT = 600 << 20
-"""Bytes of a GPU that the CUDA context and loaded kernels take outside torch's allocator."""
 OUTLIER_COLUMNS = 0
 """Columns that LLM.int8() multiplies in 16 bits; how many there are hangs on activations."""
 

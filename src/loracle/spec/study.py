@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -204,6 +205,13 @@ class Run(Spec):
         description="auto: on a GPU rows lie one behind another without padding, where the architecture allows it",
     )
     later = frozenset({"track", "gpu_memory", "compile", "packing"})
+
+    @field_validator("gpu_memory", mode="before")
+    @classmethod
+    def _with_unit(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            raise ValueError(f"{value} has no unit: write it like 24GB or 80GiB")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Run:

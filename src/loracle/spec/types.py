@@ -32,7 +32,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in _UNITS:
         raise ValueError(f"'{text}' is no amount of memory: write it like 24GB or 80GiB")
-    size = int(float(found[1]) * _UNITS[found[2].upper()])
+    size = round(float(found[1]) * _UNITS[found[2].upper()])
     if size < 1:
         raise ValueError(f"'{text}' is no memory at all")
     return size

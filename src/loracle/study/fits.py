@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loracle.base.gpu import CONTEXT
 from loracle.spec.factors import setting_words
 from loracle.spec.study import Run, parse_bytes
 
@@ -105,14 +106,16 @@ def remedy(cell: Mapping[str, Any]) -> str:
 
 
 def memory_fraction(run: Run, machine: Mapping[str, Any]) -> float | None:
-    """The share of the machine's memory that a worker may use, or None: what ``LORACLE_MEMORY_FRACTION`` says, else
-    ``run.gpu_memory`` of a larger card."""
+    """The share of the machine's memory that a worker may allocate, or None: what ``LORACLE_MEMORY_FRACTION`` says, else
+    ``run.gpu_memory`` of a larger card, less what a CUDA context takes of it."""
     given = os.environ.get(FRACTION_VARIABLE)
     if given:
         return float(given)
     card = machine.get("gpu_memory_bytes")
     asked = parse_bytes(run.gpu_memory) if run.gpu_memory and card else None
-    return asked / card if asked is not None and card and asked < card else None
+    if asked is None or not card or asked >= card:
+        return None
+    return max(asked / 2, asked - CONTEXT) / card  # the fraction is of what torch may take
 
 
 def stored_to_fit(record: Mapping[str, Any], groups: Mapping[str, Sequence[str]], memory: int | None) -> dict[str, Any]:
@@ -124,11 +127,11 @@ def stored_to_fit(record: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
         one, needs = group_needs(found, 1), [cell_needs(cells[member]) for member in members]
         if memory is None or one is None or one <= memory or None in needs or found.get("storage") != "dequantized":
             continue
-        most, each = max(need for need in needs if need is not None), found["bytes_per_member"]
+        most = max(need for need in needs if need is not None)
         if most > memory:
             continue
-        size = 1 + max(0, math.floor((memory * SHARE - most) / each))
-        reason = "dequantized weights do not fit: quantized storage"
-        sizing[key] = {**found, "size": size, "fixed_bytes": most - each, "storage": "quantized", "reason": reason}
+        packed = found.get("quantized") or {**found, "size": 1, "fixed_bytes": most, "bytes_per_member": 0}
+        reason = ", ".join(["dequantized weights do not fit: quantized storage", *filter(None, [packed.get("reason")])])
+        sizing[key] = {**packed, "storage": "quantized", "reason": reason}
         cells |= {member: {**cells[member], "storage": "quantized"} for member in members}
     return {**record, "cells": cells, "sizing": sizing}

@@ -11,7 +11,8 @@ from loracle.store.layout import StudyFolder
 from loracle.study.cells import PlannedCell, plain, planned_cells
 from loracle.study.cohorts import group_key
 from loracle.study.crew import Crew, Ended, Job
-from loracle.study.plan import null_count
+from loracle.study.looks import named_seeds
+from loracle.study.plan import NULL_ORDER_STEP, null_count
 from loracle.study.resources import Machine, concurrency
 
 JOB = "inspect"
@@ -53,13 +54,26 @@ def inspect(
         "workers": workers,
         "weights": weights,
         "gpu_memory": study.run.gpu_memory,
-        "seeds": list(study.seeds) if study.run.packing == "auto" else [],  # whose data orders make the batches
+        **data_orders(study, cells),
     }
     job = Job(layout.job(JOB), payload, "looking at model and data", threads)
     coming = crew.places.kinds(threads, workers) if ahead else []
     record = accepted(job, crew.one(job, coming))
     _check(record, cells)
     return record
+
+
+def data_orders(study: Study, cells: list[PlannedCell]) -> dict[str, list[int]]:
+    """Whose data orders make the packed batches: the ``seeds`` of all looks and of the null's runs; ``order_offsets`` for cells that
+    name an order of their own."""
+    if study.run.packing != "auto":
+        return {"seeds": [], "order_offsets": [0]}
+    most = max(null_count(study, cells).values(), default=0)
+    offsets = [NULL_ORDER_STEP * null for null in range(most + 1)]
+    return {
+        "seeds": [*named_seeds(study), *(study.seeds[0] + offset for offset in offsets[1:])],
+        "order_offsets": offsets,
+    }
 
 
 def check_files(cells: list[PlannedCell]) -> None:

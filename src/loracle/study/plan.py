@@ -14,19 +14,26 @@ from loracle.store.identity import run_digest
 from loracle.study import looks
 from loracle.study.cells import PlannedCell, asks, described, planned_cells, references, study_digest, with_ranks
 from loracle.study.cohorts import Load, chunks, cohort_id, divide, group_key, makespan, most
-from loracle.study.fits import cohort_needs, limit, stored_to_fit
+from loracle.study.fits import cohort_needs, gpu_memory, limit, stored_to_fit
 from loracle.study.resources import Machine, as_seen, concurrency, lanes
 
 NULL_ORDER_STEP = 1000  # a null run's order_seed is this far from its twin's
 
 
 def make_plan(
-    study: Study, record: Mapping[str, Any], machine: Machine, finished: Mapping[str, str] | None = None
+    study: Study,
+    record: Mapping[str, Any],
+    machine: Machine,
+    finished: Mapping[str, str] | None = None,
+    *,
+    elsewhere: bool = False,
 ) -> dict[str, Any]:
-    """plan.json. ``record`` is the inspect job's; ``finished`` maps runs that need no training to their cohort."""
+    """plan.json. ``record`` is the inspect job's; ``finished`` maps runs that need no training to their cohort. ``elsewhere``: a plan
+    to look at, for a GPU that need not be here."""
     asked = planned_cells(study)
     cells = with_ranks(asked, record)
-    record = stored_to_fit(record, _choosable(cells), limit(study.run, record.get("machine") or {}))
+    memory = (gpu_memory if elsewhere else limit)(study.run, record.get("machine") or {})
+    record = stored_to_fit(record, _choosable(cells), memory)
     entries = {planned.key: described(planned, record) for planned in cells}
     _relate(cells, entries)
     stages = looks.stages(study)

@@ -36,4 +36,4 @@ def preview_plan(
         study = chosen(study, layout, crew, threads) if measure else resolved(study, {})
         measure_sizes = measure and study.run.cohort == "auto"
         record = inspect(study, layout, crew, machine, weights=measure, measure=measure_sizes)
-    return make_plan(study, record, machine) | ({"unchosen": left_out} if left_out else {})
+    return make_plan(study, record, machine, elsewhere=not measure) | ({"unchosen": left_out} if left_out else {})

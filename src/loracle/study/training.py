@@ -88,8 +88,8 @@ class Training:
     def ended(self, job: Job, end: Ended) -> list[Job]:
         """What follows from the end of a cohort's worker."""
         cohort = job.about
-        if end.status == "oom" and end.shared:
-            self.crew.progress.note(f"{cohort['id']} does not fit beside another: once more with the GPU to itself")
+        if end.status in ("oom", "failed") and end.shared:  # a full card's libraries fail in words of their own
+            self.crew.progress.note(f"{cohort['id']} failed beside another: once more with the GPU to itself")
             return [replace(job, needs_bytes=None)]
         if end.status == "oom" or end.memory_killed:
             return self.too_large(cohort)

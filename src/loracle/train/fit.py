@@ -19,11 +19,11 @@ import torch
 
 from loracle.adapters.batch import CohortBatch, Row, make_batch, pack, packed_needs, pinned
 from loracle.adapters.trainee import Trainee
-from loracle.models.memory_labels import reached
+from loracle.models.memory_labels import counted_as, reached
 from loracle.spec.study import Train
 from loracle.store.files import finite, read_jsonl, write_text
 from loracle.train.checkpoint import Checkpoint
-from loracle.train.graphs import Graphs
+from loracle.train.graphs import NO_ROOM, Graphs
 from loracle.train.optimizer import BitsAndBytesAdamW, make_optimizer
 from loracle.train.order import DataOrder
 from loracle.train.patience import Patience
@@ -93,7 +93,8 @@ class Fit:
         self.diverged_at = torch.full((members,), -1, dtype=torch.int64, device=self.device)
         self.evaluations: list[tuple[int, list[float]]] = []
         self.best_loss = torch.full((members, 1), float("inf"), dtype=torch.float64)
-        self.best_data = torch.zeros_like(cohort.flat.data) if settings.best_checkpoint else None
+        with counted_as("rest"):
+            self.best_data = torch.zeros_like(cohort.flat.data) if settings.best_checkpoint else None
         self.best_step = [0] * members
         self.patience = Patience(members, settings.early_stopping)
         self.elapsed_s = 0.0
@@ -137,7 +138,8 @@ class Fit:
         """Forward, backward and update of optimizer step ``step``; nothing is read back to the host."""
         self.cohort.begin_step(step)
         with self.graphs.side():
-            self._gradients(step, batches)
+            if not self._beside_captured(step, batches):
+                self._gradients(step, batches)
             if self.optimizer.captures:
                 self.graphs.run("update", self._update)
         if (
@@ -146,6 +148,20 @@ class Fit:
             self._update()
         self.cohort.end_step(step)
         reached("idle")
+
+    def _beside_captured(self, step: int, batches: Sequence[CohortBatch]) -> bool:
+        """The gradients, where steps are captured; False where there are none, or memory ended beside them. Then they are given up and
+        the step begins anew: it sets all that it adds to."""
+        if not self.graphs.captured:
+            return False
+        try:
+            self._gradients(step, batches)
+        except torch.OutOfMemoryError:
+            pass  # handled outside, when what the step held is gone
+        else:
+            return True
+        self.graphs.give_up(NO_ROOM)
+        return False
 
     def _gradients(self, step: int, batches: Sequence[CohortBatch]) -> None:
         """Losses and gradients of all micro-batches."""

@@ -1,7 +1,8 @@
 """CUDA graphs of the training step: launched as one, not kernel by kernel.
 
 The first step of a shape runs plainly, which warms up what lazily starts; the second is captured, all others are replayed.
-Nothing is run twice and no step is lost. A step that cannot be captured goes on plainly, and ``reason`` says why.
+Nothing is run twice and no step is lost. A step that cannot be captured goes on plainly, and ``reason`` says why. So do all steps
+where memory does not suffice for the captured ones, which keep their pool beside what a plain step of another shape needs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 
 from loracle.base.errors import one_line
 from loracle.base.log import logger
+
+NO_ROOM = "memory does not suffice for CUDA graphs: the steps run kernel by kernel"
 
 
 @functools.cache
@@ -56,6 +59,14 @@ class Graphs:
         if self.stream is not None:
             torch.cuda.empty_cache()
 
+    def give_up(self, why: str) -> None:
+        """No graphs from here on; captured steps give their memory back."""
+        self.on, self.reason = False, why
+        logger.warning(why)
+        if self.stream is not None:
+            torch.cuda.synchronize()
+        self.release()
+
     def placed(self, key: Hashable, values: torch.Tensor, device: torch.device) -> torch.Tensor:
         """``values`` (pinned) on the device, where the piece called ``key`` reads them at every run."""
         here = self._inputs.get(key)
@@ -77,16 +88,17 @@ class Graphs:
             self._capture(key, work)
 
     def _capture(self, key: Hashable, work: Callable[[], None]) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, why = torch.cuda.CUDAGraph(), ""
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
                 work()
         except torch.OutOfMemoryError:
-            raise
+            why = NO_ROOM
         except RuntimeError as error:
-            self.on, self.reason = False, f"this step cannot be captured as a CUDA graph: {one_line(error)}"
-            logger.warning(self.reason)
-            torch.cuda.synchronize()
+            why = f"this step cannot be captured as a CUDA graph: {one_line(error)}"
+        if why:  # a capture runs nothing, so nothing was done yet
+            del graph
+            self.give_up(why)
             work()
             return
         self._pool = self._pool or graph.pool()

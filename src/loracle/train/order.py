@@ -42,13 +42,19 @@ class DataOrder:
 
     def take(self, start: int, count: int) -> list[int]:
         """Row numbers at stream positions ``[start, start + count)``."""
-        out: list[int] = []
-        while len(out) < count:
-            epoch, offset = divmod(start + len(out), self.rows)
+        found: list[int] = self.numbers(start, count).tolist()
+        return found
+
+    def numbers(self, start: int, count: int) -> np.ndarray:
+        """The same as ``take`` as an array."""
+        parts, missing = [np.empty(0, dtype=np.int64)], count
+        while missing > 0:
+            epoch, offset = divmod(start + count - missing, self.rows)
             if epoch not in self._cached:
                 self._cached = {epoch: self._epoch(epoch)}
-            out += self._cached[epoch][offset : offset + count - len(out)].tolist()
-        return out
+            parts.append(self._cached[epoch][offset : offset + missing])
+            missing -= len(parts[-1])
+        return np.concatenate(parts)
 
     def _epoch(self, epoch: int) -> np.ndarray:
         order = epoch_order(self.seed, epoch, self.rows)
