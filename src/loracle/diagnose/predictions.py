@@ -114,9 +114,10 @@ class Predictions:
             return {"ms_per_step": None, "candidates": [], "storage": storage, **found}
 
         found = sized(storage)
-        one = self.of(cell, setting, storage=storage).needs_bytes
-        if storage == "dequantized" and one is not None and one > budget.bytes:
-            found["quantized"] = sized("quantized")
+        if storage == "dequantized" and found["size"] == 1:
+            one = self.of(cell, setting, storage=storage).needs_bytes
+            if one is not None and one > budget.bytes:
+                found["quantized"] = sized("quantized")
         return found
 
 
