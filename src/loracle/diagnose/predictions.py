@@ -75,11 +75,9 @@ class Predictions:
         )
         key = _key(plan)
         if key not in self._known:
-            self._known[key] = forecast(plan)
-            if (
-                plan.evaluation is not None and self._known[key].reason is None
-            ):  # what its training takes is known with it
-                self._known.setdefault(_key(replace(plan, evaluation=None)), self._known[key])
+            found = self._known[key] = forecast(plan)
+            if plan.evaluation is not None and found.reason is None:  # what its training takes is known with it
+                self._known.setdefault(_key(replace(plan, evaluation=None)), found)
         return self._known[key]
 
     def fit(self, cell: Cell, setting: Setting, budget: Budget, *, grow: bool = True) -> dict[str, Any]:
