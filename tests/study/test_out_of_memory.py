@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from loracle.spec import Study, parse_study
 from loracle.store.files import read_json
@@ -113,6 +114,7 @@ def test_a_run_that_cannot_be_allocated_is_oom(four_runs, tmp_path, monkeypatch)
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_a_capped_gpu_splits_the_cohort_and_finishes(four_runs, tmp_path, monkeypatch):
     run_study(four_runs("seeds=[1]"), tmp_path / "one")
     record = read_json(next((tmp_path / "one").glob("cohorts/*/record.json")))
