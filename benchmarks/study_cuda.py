@@ -5,9 +5,9 @@
 
 Two precisions (bf16, nf4) × ranks 2, 4, 8, 16 × three seeds, 200 steps of 4 rows, evaluation on 100 held-out rows, no generation on
 either side. Ours: ``loracle run`` as a process of its own, wall clock from its start, reload checks and report included. The rivals:
-a process that trains runs in turn (load, attach, train, evaluate, save); of its 24 runs one of each kind is measured in full and the
-rest is extrapolated, which the file says. Both sides take turns, and find their libraries compiled to bytecode, as pip leaves them.
-``--write-reduced FILE`` only writes the rows that are used.
+a process that trains runs in turn (load, attach, train, evaluate, save); of its 24 runs one of each kind and seed is measured in full at
+each turn and the rest is extrapolated, which the file says. Both sides take turns, and find their libraries
+compiled to bytecode, as pip leaves them. ``--write-reduced FILE`` only writes the rows that are used.
 """
 
 from __future__ import annotations

@@ -165,7 +165,10 @@ def members(budget: Budget, needs: Callable[[int], int | None], most: int) -> di
     need, two = needs(size), needs(2) if most > 1 else 0
     if need is None or two is None:
         return record | {"size": 1, "fixed_bytes": None, "bytes_per_member": None, "reason": "memory is not predicted"}
-    each = (need - two) // (size - 2) if size > 2 else two - (needs(1) or two) if most > 1 else 0
+    if size > 2:
+        each = (need - two) // (size - 2)
+    else:
+        each = two - (needs(1) or two) if most > 1 else 0
     record |= {"fixed_bytes": need - size * each, "bytes_per_member": each}
     if need > room:
         reason = f"one run alone needs {need / 1e9:.1f} GB, with a margin of {1 - MARGIN:.0%} more than there is"

@@ -59,8 +59,6 @@ class Predictions:
     ) -> Forecast:
         """The forecast of ``members`` runs of ``cell``, and of cells ``beside``, side by side; ``evaluated``: with an evaluation after
         the step."""
-        if pick_storage(cell) == "unquantized":
-            storage = "unquantized"
         plan = Plan(
             cell,
             setting.config,
@@ -69,7 +67,7 @@ class Predictions:
             evaluation_geometry(setting.evaluation, members) if evaluated and setting.evaluation else None,
             setting.labels,
             setting.vocab,
-            storage,
+            pick_storage(cell, storage),
             packed_geometry(cell, setting.train, setting.seeds, setting.offsets),
             tuple(beside),
         )

@@ -58,14 +58,16 @@ def pick_compute_dtype(wanted: str, precision: str, device: torch.device) -> str
     return "bfloat16" if has_it else "float16"
 
 
-def pick_storage(cell: Cell) -> str:
+def pick_storage(cell: Cell, asked: str | None = None) -> str:
     """``auto``: dequantized (same numbers, faster steps), but quantized where there is int8 and where PEFT trains.
 
-    A cell without quantized layers is ``unquantized``, whatever was asked for.
+    ``asked`` overrides the cell's. A cell without quantized layers is ``unquantized``, whatever was asked for.
     """
     names = cell.precision_names
     if not names - UNQUANTIZED:
         return "unquantized"
+    if asked is not None:
+        return asked
     if cell.storage == "auto":
         return "dequantized" if names <= UNQUANTIZED | FOUR_BIT | INTEGER and not cell.alone else "quantized"
     return cell.storage
@@ -165,8 +167,7 @@ def prepare(
     config = model.config
     total = count_parameters(model)
     linears = linear_map(model, config.model_type)
-    own = pick_storage(cell)
-    chosen = own if own == "unquantized" else storage or own
+    chosen = pick_storage(cell, storage)
     if there:
         assignment = adopt(model, there, cell, linears, chosen, dtype)
     else:

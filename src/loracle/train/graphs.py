@@ -2,7 +2,8 @@
 
 The first step of a shape runs plainly, which warms up what lazily starts; the second is captured, all others are replayed.
 Nothing is run twice and no step is lost. A step that cannot be captured goes on plainly, and ``reason`` says why. So do all steps
-where memory does not suffice for the captured ones, which keep their pool beside what a plain step of another shape needs.
+where memory does not suffice for the captured ones, which keep their pool beside what a plain step of another shape needs; a plain
+step that it ended is begun anew (``Fit``).
 """
 
 from __future__ import annotations
